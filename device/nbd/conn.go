@@ -1,0 +1,302 @@
+package nbd
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+
+	"github.com/pojntfx/go-nbd/pkg/protocol"
+)
+
+// Quotas of one connection. A client that exceeds one waits in its socket.
+const (
+	// maxCommands bounds the requests in flight, counted until their reply has
+	// left, and with them the bytes of replies without payload.
+	maxCommands = 1024
+	// maxReplyBytes bounds the memory of replies with payload. It is reserved
+	// before a request is submitted, and one read of the maximum always fits.
+	maxReplyBytes = 34 << 20
+	// maxWriteBytes bounds the payload that the device has taken and not
+	// completed: what waits at its door on behalf of this client.
+	maxWriteBytes = 4 << 20
+	// earlySendBytes of replies in the making are sent before the batch is
+	// through: the client gets on with them, and they are still in the cache.
+	earlySendBytes = 256 << 10
+)
+
+// usage counts commands and bytes, ever rising. What is in use is the
+// difference between what was taken and what came back, so that the reader can
+// take without a lock.
+type usage struct {
+	commands   uint64
+	replyBytes uint64
+	writeBytes uint64
+}
+
+// conn is one client's connection. Its reader goroutine parses requests and
+// submits them; completions arrive on any goroutine and queue their replies;
+// one goroutine at a time sends (see send.go).
+type conn struct {
+	srv     *Server
+	nc      net.Conn
+	raw     syscall.RawConn
+	session session
+
+	// Of the reader alone.
+	in       input
+	payload  payload  // the long write whose payload is being received
+	free     *command // commands to use next
+	taken    usage
+	seen     usage // returned, when the reader last looked
+	unsentAt uint64
+
+	mu       sync.Mutex // guards what follows
+	room     sync.Cond  // the reader waits on it for what comes back
+	waiting  bool       // the reader does
+	batching bool       // the reader is submitting and will send what completes meanwhile
+	issued   uint64     // commands taken, as of the last batch
+	finished uint64     // commands whose reply was queued
+	returned usage
+	freed    *command // commands that completed
+	pending  outbox   // replies that nobody is sending yet
+	writing  bool     // somebody owns out
+	dead     bool     // replies cannot leave any more; they are dropped
+
+	out  outgoing      // belongs to whoever set writing
+	kick chan struct{} // hands out to the writer goroutine; closed by the reader at the end
+	done chan struct{} // closed when the writer goroutine has ended
+}
+
+// newConn wraps an accepted socket.
+func newConn(s *Server, nc net.Conn) (*conn, error) {
+	sc, ok := nc.(syscall.Conn)
+	if !ok {
+		return nil, fmt.Errorf("%w: %T", errNotSocket, nc)
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("raw connection: %w", err)
+	}
+	c := &conn{
+		srv: s, nc: nc, raw: raw,
+		in:   input{nc: nc, closing: &s.closing},
+		kick: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	c.room.L = &c.mu
+	c.out.init(c)
+	return c, nil
+}
+
+// errNotSocket is wrapped when a listener hands out connections without a file
+// descriptor.
+var errNotSocket = errors.New("not a socket")
+
+// serve runs the connection until its client leaves, falls out of step or the
+// server closes. When it returns, every request has completed, every reply has
+// left or was dropped, and the socket is closed.
+func (c *conn) serve() {
+	defer c.nc.Close()
+	c.in.mem = make([]byte, inputBytes)
+	session, err := c.negotiate()
+	if err != nil {
+		c.report(eventHandshake, err)
+		return
+	}
+	c.session = session
+	c.startWriter()
+	err = c.transmit()
+	c.drain()
+	close(c.kick)
+	<-c.done
+	c.report(eventOutOfStep, err)
+}
+
+// report logs why a connection ended, unless that is nobody's fault.
+func (c *conn) report(e event, err error) {
+	switch {
+	case errors.Is(err, errDisconnect), errors.Is(err, errClosing), errors.Is(err, io.EOF):
+	case errors.Is(err, errStalled):
+		c.srv.quiet.note(eventStalled, err)
+	case errors.Is(err, net.ErrClosed), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		// The client is gone, or the writer gave it up and has said so.
+	default:
+		c.srv.quiet.note(e, err)
+	}
+}
+
+// transmit is the reader: parse what there is, submit it, send what completed,
+// read more.
+func (c *conn) transmit() error {
+	for {
+		c.beginBatch()
+		need, err := c.parse()
+		c.endBatch()
+		if err != nil {
+			return err
+		}
+		if err := c.in.fill(need, c.payload.left > 0); err != nil {
+			return err
+		}
+	}
+}
+
+// parse consumes requests until one is incomplete, and returns how many bytes
+// are needed to go on.
+func (c *conn) parse() (need int, err error) {
+	for need == 0 && err == nil {
+		if c.payload.left > 0 {
+			need, err = c.receivePayload()
+		} else {
+			need, err = c.receiveRequest()
+		}
+		if c.taken.replyBytes-c.unsentAt >= earlySendBytes {
+			c.endBatch()
+			c.beginBatch()
+		}
+	}
+	return need, err
+}
+
+// receiveRequest consumes one request, if it is complete.
+func (c *conn) receiveRequest() (need int, err error) {
+	b := c.in.bytes()
+	if len(b) < requestBytes {
+		return requestBytes, nil
+	}
+	h := decodeRequest(b)
+	switch {
+	case h.RequestMagic != protocol.TRANSMISSION_MAGIC_REQUEST:
+		return 0, fmt.Errorf("%w: request magic %#x, want %#x", errOutOfStep, h.RequestMagic, protocol.TRANSMISSION_MAGIC_REQUEST)
+	case h.Type == cmdWrite:
+		return c.receiveWrite(&h)
+	case h.Type == cmdDisc:
+		return 0, errDisconnect
+	}
+	c.in.consume(requestBytes)
+	errno, reason := c.session.check(&h)
+	if errno != 0 || (h.Length == 0 && h.Type != cmdFlush) {
+		return 0, c.answer(&h, errno, reason)
+	}
+	return 0, c.submit(&h)
+}
+
+// answer replies to a request that does not reach the device.
+func (c *conn) answer(h *protocol.TransmissionRequestHeader, errno uint32, reason string) error {
+	if err := c.admit(0, 0); err != nil {
+		return err
+	}
+	cmd := c.command(h)
+	cmd.fail(errno, reason)
+	c.mu.Lock()
+	c.finish(cmd)
+	c.mu.Unlock()
+	return nil
+}
+
+// submit hands a request without payload to the device.
+func (c *conn) submit(h *protocol.TransmissionRequestHeader) error {
+	reserved := reservation(h)
+	if err := c.admit(reserved, 0); err != nil {
+		return err
+	}
+	cmd := c.command(h)
+	cmd.reserved = reserved
+	if h.Type == cmdRead {
+		cmd.reply = c.srv.pool.take(classFor(int(h.Length)))
+		cmd.request.Data = cmd.reply.payload(int(h.Length))
+	}
+	c.srv.backend.Submit(&cmd.request)
+	return nil
+}
+
+// reservation is the memory that a request's reply may need.
+func reservation(h *protocol.TransmissionRequestHeader) uint64 {
+	n := deviceLength(h)
+	extents := maxExtents(n)
+	switch h.Type {
+	case cmdRead:
+		return classFor(int(n)).cost() + uint64(extentBytes*extents)
+	case cmdBlockStatus:
+		return classFor(statusChunkBytes+descriptorBytes*extents).cost() + uint64(extentBytes*extents)
+	}
+	return 0
+}
+
+// command takes a free command for a request. admit has made sure that there
+// are not too many.
+func (c *conn) command(h *protocol.TransmissionRequestHeader) *command {
+	if c.free == nil {
+		c.mu.Lock()
+		c.free, c.freed = c.freed, nil
+		c.mu.Unlock()
+	}
+	cmd := c.free
+	if cmd == nil {
+		cmd = newCommand(c)
+	} else {
+		c.free, cmd.next = cmd.next, nil
+	}
+	cmd.prepare(h, &c.session)
+	return cmd
+}
+
+// admit takes one command, and bytes of the quotas, waiting for them if need
+// be. While it waits the socket is not read.
+func (c *conn) admit(replyBytes, writeBytes uint64) error {
+	if !c.fits(replyBytes, writeBytes) {
+		if err := c.awaitRoom(replyBytes, writeBytes); err != nil {
+			return err
+		}
+	}
+	c.taken.commands++
+	c.taken.replyBytes += replyBytes
+	c.taken.writeBytes += writeBytes
+	return nil
+}
+
+// fits tells whether the quotas have room, as far as the reader knows.
+func (c *conn) fits(replyBytes, writeBytes uint64) bool {
+	return c.taken.commands-c.seen.commands < maxCommands &&
+		c.taken.replyBytes-c.seen.replyBytes+replyBytes <= maxReplyBytes &&
+		c.taken.writeBytes-c.seen.writeBytes+writeBytes <= maxWriteBytes
+}
+
+// awaitRoom sends what is ready and waits until the quotas have room.
+func (c *conn) awaitRoom(replyBytes, writeBytes uint64) error {
+	c.endBatch()
+	defer c.beginBatch()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		c.seen = c.returned
+		if c.fits(replyBytes, writeBytes) {
+			return nil
+		}
+		if c.dead {
+			return net.ErrClosed
+		}
+		c.wait()
+	}
+}
+
+// wait waits until something was returned. c.mu is held.
+func (c *conn) wait() {
+	c.waiting = true
+	c.room.Wait()
+	c.waiting = false
+}
+
+// drain waits until every command has completed and every reply has left or
+// was dropped.
+func (c *conn) drain() {
+	c.abandonPayload()
+	c.endBatch()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.returned.commands != c.taken.commands || c.writing {
+		c.wait()
+	}
+}
