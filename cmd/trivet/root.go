@@ -1,0 +1,136 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker (-X main.version=…); otherwise it is what the
+// go command recorded.
+var version string
+
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		return info.Main.Version
+	}
+	return "dev"
+}
+
+const rootHelp = `Trivet is a block device in userspace: served over NBD, kept on three replicas,
+built to be broken on purpose.
+
+Make a volume and serve it, then use it from another terminal:
+
+  trivet serve ./volume --size 1G
+  trivet status --control ./volume
+  nbdinfo 'nbd+unix:///?socket=./volume/nbd.sock'
+
+Sizes are written 4K, 1G, 2T; times 100ms, 5s. The exit status is 0 for success,
+1 for a failure and 2 for a command line that makes no sense.`
+
+// newRootCommand builds the whole command line.
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "trivet",
+		Short:         "A replicated block device in userspace, served over NBD",
+		Long:          rootHelp,
+		Version:       buildVersion(),
+		SilenceErrors: true, // run prints them, in one line
+		SilenceUsage:  true,
+		Args:          refuseUnknownCommand,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return usagef("no command given; 'trivet --help' lists them")
+		},
+	}
+	root.SetVersionTemplate("trivet {{.Version}}\n")
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usagef("%s: %w; 'trivet %s --help' lists the flags", cmd.Name(), err, cmd.Name())
+	})
+	root.AddGroup(
+		&cobra.Group{ID: "serve", Title: "Serve a volume:"},
+		&cobra.Group{ID: "watch", Title: "Watch and break a running server:"},
+		&cobra.Group{ID: "later", Title: "Not in this build:"},
+	)
+	addGrouped(root, "serve", newServeCommand(), newCheckCommand())
+	addGrouped(root, "watch", newStatusCommand(), newTopCommand(), newInflightCommand(),
+		newEventsCommand(), newFaultsCommand(), newFaultCommand())
+	addGrouped(root, "later", plannedCommands()...)
+	return root
+}
+
+func addGrouped(root *cobra.Command, group string, commands ...*cobra.Command) {
+	for _, command := range commands {
+		command.GroupID = group
+		root.AddCommand(command)
+	}
+}
+
+func refuseUnknownCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := "'trivet --help' lists them"
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = fmt.Sprintf("did you mean %q?", near[0])
+	}
+	return usagef("unknown command %q; %s", args[0], hint)
+}
+
+// wantArgs accepts exactly these arguments, by name.
+func wantArgs(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == len(names) {
+			return nil
+		}
+		if len(args) > len(names) {
+			return usagef("%s: unexpected argument %q; usage: %s", cmd.Name(), args[len(names)], cmd.UseLine())
+		}
+		return usagef("%s: %s is missing; usage: %s", cmd.Name(), names[len(args)], cmd.UseLine())
+	}
+}
+
+// plannedCommands refuse in one line what the design promises for later, so
+// that a script learns why rather than that the command is unknown.
+func plannedCommands() []*cobra.Command {
+	planned := []struct{ use, short, instead string }{
+		{"replica", "Serve one remote slot", "all slots are directories of 'trivet serve' for now"},
+		{"attach", "Attach a volume to the kernel's nbd", "use 'nbd-client -unix SOCKET /dev/nbd0', or nbdfuse"},
+		{"detach", "Detach a volume from the kernel's nbd", "use 'nbd-client -d /dev/nbd0'"},
+		{"slot", "Fault, resynchronise or replace a slot", "a slot is resynchronised when the server is started again"},
+	}
+	var commands []*cobra.Command
+	for _, p := range planned {
+		commands = append(commands, &cobra.Command{
+			Use:                p.use,
+			Short:              p.short,
+			DisableFlagParsing: true,
+			RunE: func(*cobra.Command, []string) error {
+				return fmt.Errorf("%s: not in this build; %s", p.use, p.instead)
+			},
+		})
+	}
+	return commands
+}
+
+func newCheckCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "check DIR",
+		Short: "Verify every checksum and every map entry of a volume that is not served",
+		Long: `Reads the whole volume in DIR and verifies every checksum and every map entry.
+Nothing is changed. The exit status is 1 when something is wrong.`,
+		Args: wantArgs("DIR"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if info, err := os.Stat(args[0]); err != nil || !info.IsDir() {
+				return fmt.Errorf("check: %s is not a directory; give the one that 'trivet serve' was given", args[0])
+			}
+			return checkVolume(cmd.Context(), args[0], cmd.OutOrStdout())
+		},
+	}
+}

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"trivet/control"
+)
+
+// drainTimeout is how long a stop waits for requests, beyond the deadline by
+// which they complete anyway.
+const drainTimeout = 10 * time.Second
+
+const serveHelp = `Creates the volume when DIR holds none (then --size is needed), opens it
+otherwise, and serves it over NBD until SIGTERM or SIGINT: then it finishes what
+was asked, flushes and exits with 0. A second signal ends it at once.
+
+Every block is kept three times, in DIR/slot-0, DIR/slot-1 and DIR/slot-2. Put
+them on different disks with --slot 1=/other/disk. The server prints one line
+'serving URI' for each address once clients can connect, and logs to standard
+error.`
+
+const serveExample = `  trivet serve ./volume --size 1G
+  trivet serve ./volume --listen nbd://127.0.0.1:10809
+  trivet serve ./volume --size 100G --slot 1=/mnt/b/vol --slot 2=/mnt/c/vol`
+
+func newServeCommand() *cobra.Command {
+	var flags serveFlags
+	cmd := &cobra.Command{
+		Use:     "serve DIR",
+		Short:   "Create or open a volume and serve it over NBD",
+		Long:    serveHelp,
+		Example: serveExample,
+		Args:    wantArgs("DIR"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			plan, err := flags.plan(args[0])
+			if err != nil {
+				return &usageError{fmt.Errorf("serve: %w", err)}
+			}
+			if err := becomeIOFlusher(); err != nil {
+				return err
+			}
+			return serve(cmd.Context(), plan, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	flags.register(cmd.Flags())
+	return cmd
+}
+
+// serve runs one volume from open to close.
+func serve(ctx context.Context, plan servePlan, stdout, stderr io.Writer) error {
+	logWriter := startLogWriter(stderr)
+	defer logWriter.Close()
+	log := slog.New(slog.NewTextHandler(logWriter, &slog.HandlerOptions{Level: plan.logLevel}))
+	plan.volume.Log = log
+	ctx, signals := startStopSignals(ctx, log)
+	defer signals.Close()
+
+	checks := takeManners(log)
+	s, err := startServer(ctx, plan, checks)
+	if errors.Is(err, context.Canceled) {
+		log.Info("stopped before it served")
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("serve %s: %w", plan.volume.Dir, err)
+	}
+	for _, uri := range s.uris {
+		fmt.Fprintf(stdout, "serving %s\n", uri)
+	}
+	<-ctx.Done()
+	if err := s.close(); err != nil {
+		return fmt.Errorf("stop %s: %w", plan.volume.Dir, err)
+	}
+	log.Info("stopped")
+	return nil
+}
+
+// server is a volume with everything that is put on top of it.
+type server struct {
+	plan     servePlan
+	started  time.Time
+	checks   []control.Check
+	volume   Volume
+	frontend frontend
+	control  *control.Server
+	uris     []string // one a listener
+}
+
+// startServer opens the volume, which takes its lock, and only then touches
+// sockets: those of a running server are safe from us.
+func startServer(ctx context.Context, plan servePlan, checks []control.Check) (*server, error) {
+	if err := os.MkdirAll(plan.volume.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make the directory: %w", bareSyscall(err))
+	}
+	volume, err := openVolume(ctx, plan.volume)
+	if errors.Is(err, errNoVolume) {
+		return nil, fmt.Errorf("%w; give --size to create one", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s := &server{plan: plan, started: time.Now(), checks: checks, volume: volume}
+	if err := s.listen(); err != nil {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+		defer cancel()
+		return nil, errors.Join(err, volume.Close(closing))
+	}
+	return s, nil
+}
+
+// listen binds all addresses before it serves the first, so that a server
+// serves everything it was asked to, or nothing.
+func (s *server) listen() error {
+	var listeners []net.Listener
+	for _, e := range s.plan.listen {
+		l, err := e.listen()
+		if err != nil {
+			closeAll(listeners)
+			return err
+		}
+		listeners = append(listeners, l)
+		s.uris = append(s.uris, e.uri(l))
+	}
+	controlListener, err := s.plan.control.listen()
+	if err != nil {
+		closeAll(listeners)
+		return fmt.Errorf("control socket: %w", err)
+	}
+	s.frontend = startFrontend(s.volume, listeners, s.plan.volume.Log)
+	s.control = control.Start(controlListener, control.Options{
+		Target: s, Faults: s.volume.Faults(), Log: s.plan.volume.Log,
+	})
+	return nil
+}
+
+// close ends everything in the order of the data: no new requests, the old ones
+// finished, the volume flushed. The control socket is last, because a stop that
+// takes long is when people look. Faults end first: a hang that is released
+// only by its rule would hold up the drain.
+func (s *server) close() error {
+	if removed := s.volume.Faults().Clear(); removed > 0 {
+		s.plan.volume.Log.Info("faults removed", "count", removed)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), s.plan.volume.Deadline+drainTimeout)
+	defer cancel()
+	return errors.Join(s.frontend.Close(ctx), s.volume.Close(ctx), s.control.Close())
+}
+
+// Status is the volume's, completed by what only the process knows.
+func (s *server) Status() control.Status {
+	status := s.volume.Status()
+	status.Version = buildVersion()
+	status.UptimeSeconds = time.Since(s.started).Seconds()
+	status.Connections = s.frontend.Connections()
+	status.Process = s.checks
+	return status
+}
+
+// Inflight asks the volume.
+func (s *server) Inflight() []control.Inflight { return s.volume.Inflight() }
+
+// Events asks the volume.
+func (s *server) Events() []control.Event { return s.volume.Events() }

@@ -1,0 +1,283 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/bits"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/spf13/pflag"
+)
+
+// The limits of what serve accepts.
+const (
+	blockBytes      = 4096
+	minVolumeBytes  = 1 << 20
+	maxVolumeBytes  = 1 << 50
+	maxShards       = 256
+	minMemoryBytes  = 16 << 20
+	minDeadline     = 100 * time.Millisecond
+	maxDeadline     = time.Hour
+	defaultDeadline = 20 * time.Second // below the 30 s of nbd-client, hazard 24
+	maxNameBytes    = 255
+	maxListeners    = 16
+)
+
+// serveFlags are the flags of serve as they were written.
+type serveFlags struct {
+	size, memory sizeFlag
+	deadline     durationFlag
+	replicas     int
+	shards       int
+	listen       []string
+	slots        []string
+	control      string
+	arena        string
+	name         string
+	logLevel     string
+}
+
+func (f *serveFlags) register(set *pflag.FlagSet) {
+	set.SortFlags = false
+	f.deadline = durationFlag(defaultDeadline)
+	set.Var(&f.size, "size", "size of a new volume, a multiple of 4K")
+	set.IntVar(&f.replicas, "replicas", 0, "copies of a new volume: 1 or 3 (default 3)")
+	set.IntVar(&f.shards, "shards", 0, "shards of a new volume, a power of two (default: by the number of cores)")
+	set.StringArrayVar(&f.listen, "listen", nil, "address to serve on, can be repeated:\n"+
+		"unix:///PATH, nbd+unix:///?socket=PATH, nbd://HOST:PORT\nor tcp://HOST:PORT (default DIR/nbd.sock)")
+	set.StringArrayVar(&f.slots, "slot", nil, "ID=DIR: where a slot lives (default DIR/slot-ID)")
+	set.StringVar(&f.control, "control", "", "path of the control socket (default DIR/control.sock)")
+	set.StringVar(&f.arena, "arena", "", "directory on tmpfs for what is not on disk yet, so that it outlives\n"+
+		"the server (default: in /dev/shm)")
+	set.Var(&f.memory, "memory", "memory for payloads and the block cache (default 256M)")
+	set.Var(&f.deadline, "deadline", "time after which a request fails rather than waits")
+	set.StringVar(&f.name, "name", "", "name of the export, besides the empty one (default: DIR's name)")
+	set.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	for flag, word := range map[string]string{
+		"replicas": "N", "shards": "N", "listen": "URI", "slot": "ID=DIR", "control": "PATH",
+		"arena": "DIR", "name": "NAME", "log-level": "LEVEL",
+	} {
+		nameValue(set, flag, word)
+	}
+}
+
+// nameValue makes help texts call a flag's value by what it is, not by its Go
+// type.
+func nameValue(set *pflag.FlagSet, flag, word string) {
+	f := set.Lookup(flag)
+	f.Value = namedValue{f.Value, word}
+}
+
+type namedValue struct {
+	pflag.Value
+	word string
+}
+
+// Type names the value in help texts.
+func (v namedValue) Type() string { return v.word }
+
+// String prints an empty list as nothing, so that help texts show no default.
+func (v namedValue) String() string {
+	if text := v.Value.String(); text != "[]" {
+		return text
+	}
+	return ""
+}
+
+// servePlan is a command line that makes sense.
+type servePlan struct {
+	volume   VolumeOptions
+	listen   []endpoint
+	control  endpoint
+	logLevel slog.Level
+}
+
+// plan validates the flags. Errors are for the user, and name the flag.
+func (f *serveFlags) plan(dir string) (p servePlan, err error) {
+	if p.volume.Dir, err = volumeDir(dir); err != nil {
+		return p, err
+	}
+	for _, step := range []func(*servePlan) error{
+		f.planSize, f.planShape, f.planSlots, f.planListeners, f.planArena, f.planLimits, f.planName, f.planLog,
+	} {
+		if err := step(&p); err != nil {
+			return p, err
+		}
+	}
+	return p, nil
+}
+
+func volumeDir(dir string) (string, error) {
+	if dir == "" {
+		return "", errors.New("DIR is empty; give the volume's directory")
+	}
+	info, err := os.Stat(dir)
+	if err == nil && !info.IsDir() {
+		return "", fmt.Errorf("%s is a file; give a directory, which is made when it is not there", dir)
+	}
+	absolute, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("directory %s: %w", dir, err)
+	}
+	return absolute, nil
+}
+
+func (f *serveFlags) planSize(p *servePlan) error {
+	size := uint64(f.size)
+	p.volume.SizeBytes = size
+	switch {
+	case size == 0:
+		return nil
+	case size%blockBytes != 0:
+		return fmt.Errorf("--size %d is not a multiple of 4K; the next one is %d", size, size/blockBytes*blockBytes+blockBytes)
+	case size < minVolumeBytes || size > maxVolumeBytes:
+		return fmt.Errorf("--size %s: a volume has 1M to 1P", &f.size)
+	}
+	return nil
+}
+
+func (f *serveFlags) planShape(p *servePlan) error {
+	p.volume.Replicas, p.volume.Shards = f.replicas, f.shards
+	if f.replicas != 0 && f.replicas != 1 && f.replicas != 3 {
+		return fmt.Errorf("--replicas %d: a volume has 1 or 3", f.replicas)
+	}
+	if f.shards < 0 || f.shards > maxShards || bits.OnesCount(uint(f.shards)) > 1 {
+		return fmt.Errorf("--shards %d: it is a power of two from 1 to %d", f.shards, maxShards)
+	}
+	return nil
+}
+
+func (f *serveFlags) planSlots(p *servePlan) error {
+	count := 3
+	if f.replicas != 0 {
+		count = f.replicas
+	}
+	p.volume.Slots = map[int]string{}
+	for _, text := range f.slots {
+		idText, where, found := strings.Cut(text, "=")
+		id, err := strconv.Atoi(idText)
+		if !found || err != nil || id < 0 || id >= count || where == "" {
+			return fmt.Errorf("--slot %q: write ID=DIR with an ID from 0 to %d", text, count-1)
+		}
+		if strings.Contains(where, "://") {
+			return fmt.Errorf("--slot %q: remote slots are not in this build; give a directory", text)
+		}
+		if _, twice := p.volume.Slots[id]; twice {
+			return fmt.Errorf("--slot %q: slot %d is given twice", text, id)
+		}
+		if p.volume.Slots[id], err = filepath.Abs(where); err != nil {
+			return fmt.Errorf("--slot %q: %w", text, err)
+		}
+	}
+	return distinctSlots(p.volume, count)
+}
+
+// distinctSlots refuses two slots in one place, which would be no replicas.
+func distinctSlots(o VolumeOptions, count int) error {
+	owner := map[string]int{}
+	for id := range count {
+		where, given := o.Slots[id]
+		if !given {
+			where = filepath.Join(o.Dir, "slot-"+strconv.Itoa(id))
+		}
+		if other, taken := owner[where]; taken {
+			return fmt.Errorf("--slot: slots %d and %d are both in %s; give each its own directory", other, id, where)
+		}
+		owner[where] = id
+	}
+	return nil
+}
+
+func (f *serveFlags) planListeners(p *servePlan) (err error) {
+	if len(f.listen) > maxListeners {
+		return fmt.Errorf("--listen is given %d times; at most %d are served", len(f.listen), maxListeners)
+	}
+	for _, uri := range f.listen {
+		e, err := parseEndpoint(uri)
+		if err != nil {
+			return fmt.Errorf("--listen %w", err)
+		}
+		p.listen = append(p.listen, e)
+	}
+	if len(p.listen) == 0 {
+		e, err := unixEndpoint(filepath.Join(p.volume.Dir, "nbd.sock"))
+		if err != nil {
+			return fmt.Errorf("--listen is not given: %w", err)
+		}
+		p.listen = append(p.listen, e)
+	}
+	path := f.control
+	if path == "" {
+		path = filepath.Join(p.volume.Dir, controlSocketName)
+	}
+	if p.control, err = unixEndpoint(path); err != nil {
+		return fmt.Errorf("--control: %w", err)
+	}
+	return distinctEndpoints(append([]endpoint{p.control}, p.listen...))
+}
+
+// distinctEndpoints finds by itself what the kernel would refuse later, or what
+// would remove our own socket as stale. Port 0 is a new port each time.
+func distinctEndpoints(list []endpoint) error {
+	seen := map[endpoint]bool{}
+	for _, e := range list {
+		if _, port, err := net.SplitHostPort(e.address); e.network == "tcp" && err == nil && port == "0" {
+			continue
+		}
+		if seen[e] {
+			return fmt.Errorf("--listen: %s is given twice (the control socket counts); each address serves once", e.address)
+		}
+		seen[e] = true
+	}
+	return nil
+}
+
+func (f *serveFlags) planArena(p *servePlan) error {
+	if f.arena == "" {
+		return nil
+	}
+	if info, err := os.Stat(f.arena); err != nil || !info.IsDir() {
+		return fmt.Errorf("--arena %s is not a directory; give one on tmpfs, such as /dev/shm", f.arena)
+	}
+	absolute, err := filepath.Abs(f.arena)
+	p.volume.ArenaDir = absolute
+	return err
+}
+
+func (f *serveFlags) planLimits(p *servePlan) error {
+	p.volume.MemoryBytes = uint64(f.memory)
+	if f.memory != 0 && f.memory < minMemoryBytes {
+		return fmt.Errorf("--memory %s is too little; give at least 16M", &f.memory)
+	}
+	p.volume.Deadline = time.Duration(f.deadline)
+	if p.volume.Deadline < minDeadline || p.volume.Deadline > maxDeadline {
+		return fmt.Errorf("--deadline %s: it is from %s to %s", p.volume.Deadline, minDeadline, maxDeadline)
+	}
+	return nil
+}
+
+func (f *serveFlags) planName(p *servePlan) error {
+	p.volume.Name = f.name
+	if f.name == "" {
+		p.volume.Name = filepath.Base(p.volume.Dir)
+	}
+	unprintable := func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }
+	if len(p.volume.Name) > maxNameBytes || strings.ContainsFunc(p.volume.Name, unprintable) {
+		return fmt.Errorf("--name %q: it is up to %d bytes of printable text", p.volume.Name, maxNameBytes)
+	}
+	return nil
+}
+
+func (f *serveFlags) planLog(p *servePlan) error {
+	if err := p.logLevel.UnmarshalText([]byte(f.logLevel)); err != nil {
+		return fmt.Errorf("--log-level %q: it is debug, info, warn or error", f.logLevel)
+	}
+	return nil
+}
