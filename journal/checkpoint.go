@@ -1,0 +1,264 @@
+package journal
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// A checkpoint stores the map as it was after the record ckpt.lsn, in one
+// atomic commit: the pages that changed, the segment table, and where replay
+// begins. It runs beside appends: a page that is about to change is encoded
+// first. It is committed only after the log is durable up to that LSN, and
+// segments that it no longer names are recycled only after the commit.
+//
+// Keys in the slot's metadata (big-endian, so that a scan is in order):
+//
+//	'l' shard           the lane record: see laneRecord
+//	'p' shard region    a map page
+//	's' shard segment   an entry of the segment table
+//	'b' shard chunk     which of 32,768 regions have a page: a bit for each
+const (
+	keyLane    = 'l'
+	keyPage    = 'p'
+	keySegment = 's'
+	keyChunk   = 'b'
+)
+
+// encodePages is how many pages one step encodes.
+const encodePages = 16
+
+type checkpoint struct {
+	op        Commit
+	active    bool
+	requested bool
+	lsn       LSN
+	pages     []*page  // encoded, waiting for the commit
+	chunks    []uint32 // of the stored-regions set, changed since the last commit that succeeded
+	since     int64    // bytes of log since the last one began
+	failures  int
+	notBefore time.Duration
+	completed LSN // of the last one that is durable
+}
+
+// wanted tells whether a checkpoint is under way or due.
+func (c *checkpoint) wanted(l *Lane) bool {
+	return c.active || c.requested || c.since >= l.cfg.CheckpointBytes || l.blocks.dirty.len >= l.blocks.budget/2
+}
+
+// RequestCheckpoint asks for a checkpoint of everything written so far.
+func (l *Lane) RequestCheckpoint() { l.ckpt.requested = true }
+
+// Checkpointed tells whether the last checkpoint holds everything up to lsn.
+func (l *Lane) Checkpointed(lsn LSN) bool {
+	return !l.ckpt.active && !l.ckpt.requested && l.ckpt.completed >= lsn
+}
+
+// checkpoint moves the checkpoint under way on, or begins one.
+func (l *Lane) checkpoint(now time.Duration) {
+	c := &l.ckpt
+	if c.op.busy || now < c.notBefore || !c.wanted(l) || l.written == 0 {
+		return
+	}
+	if !c.active {
+		l.beginCheckpoint()
+	}
+	for n, p := 0, l.blocks.frozen.oldest; p != nil && n < encodePages; n++ {
+		next := p.newer
+		if p.loaded {
+			l.encodePage(p)
+		}
+		p = next
+	}
+	if l.blocks.frozen.len > 0 {
+		return // more in the next step, or after a load
+	}
+	if l.durable < c.lsn {
+		l.Want(c.lsn)
+		return
+	}
+	l.putChunks()
+	c.op.busy, c.op.Err = true, nil
+	l.exec.Commit(&c.op)
+}
+
+// Encoding tells whether another Pump would move a checkpoint on at once.
+func (l *Lane) Encoding() bool {
+	f := &l.blocks.frozen
+	return l.fault == nil && l.ckpt.active && !l.ckpt.op.busy && f.oldest != nil && f.oldest.loaded
+}
+
+func (l *Lane) beginCheckpoint() {
+	c := &l.ckpt
+	c.active, c.requested, c.since, c.lsn = true, false, 0, l.written
+	c.pages, c.op.Pairs = c.pages[:0], c.op.Pairs[:0]
+	l.Want(c.lsn)
+	l.blocks.freeze()
+	c.put(laneKey(l.cfg.ID.Shard), l.record().encode())
+	for _, s := range l.segments.order {
+		switch {
+		case s.live == 0 && s.state != segmentOpen && s.lastLSN <= c.lsn:
+			s.doomed = true
+			c.put(segmentKey(l.cfg.ID.Shard, s.index), nil)
+		case s.dirty:
+			c.put(segmentKey(l.cfg.ID.Shard, s.index), s.encode(nil))
+			s.dirty = false
+		}
+	}
+}
+
+func (c *checkpoint) put(key, value []byte) {
+	c.op.Pairs = append(c.op.Pairs, Pair{key, value})
+}
+
+// encodePage adds a frozen page to the checkpoint.
+func (l *Lane) encodePage(p *page) {
+	l.ckpt.put(pageKey(l.cfg.ID.Shard, p.region), p.encode(nil))
+	l.ckpt.pages = append(l.ckpt.pages, p)
+	l.blocks.thaw(p)
+	l.noteStored(p.region)
+}
+
+// noteStored adds the region to those that have a page in the store. In memory
+// that may be ahead of the store: a load then finds nothing.
+func (l *Lane) noteStored(r Region) {
+	if l.blocks.stored.has(r) {
+		return
+	}
+	l.blocks.stored.add(r)
+	if chunk := uint32(r >> 15); !slices.Contains(l.ckpt.chunks, chunk) {
+		l.ckpt.chunks = append(l.ckpt.chunks, chunk)
+	}
+}
+
+// putChunks adds the changed chunks of the stored-regions set to the commit.
+func (l *Lane) putChunks() {
+	for _, chunk := range l.ckpt.chunks {
+		c := l.blocks.stored[chunk]
+		value := make([]byte, 0, len(c.bits)*8)
+		for _, w := range c.bits {
+			value = binary.LittleEndian.AppendUint64(value, w)
+		}
+		l.ckpt.put(chunkKey(l.cfg.ID.Shard, chunk), value)
+	}
+}
+
+// committed takes the result of a commit.
+func (l *Lane) committed(now time.Duration) {
+	c := &l.ckpt
+	c.op.busy = false
+	if c.op.Err != nil {
+		l.lastErr = fmt.Errorf("checkpoint: %w", c.op.Err)
+		l.abortCheckpoint()
+		c.notBefore = now + l.backoff(&c.failures)
+		if c.failures > maxFailures {
+			l.fault = l.lastErr
+		}
+		return
+	}
+	c.active, c.failures, c.completed = false, 0, c.lsn
+	for i, p := range c.pages {
+		l.blocks.committed(p, false)
+		c.pages[i] = nil
+	}
+	clear(c.op.Pairs)
+	c.chunks = c.chunks[:0]
+	for _, s := range l.segments.order {
+		s.dead = s.dead || s.doomed
+	}
+	l.recycle()
+}
+
+// recycle returns dead segments to the slot once no read pins them.
+func (l *Lane) recycle() {
+	if free := l.segments.removeDead(); len(free) > 0 && l.exec != nil {
+		l.exec.Recycle(free)
+	}
+}
+
+// abortCheckpoint makes everything dirty again that the checkpoint took.
+func (l *Lane) abortCheckpoint() {
+	c := &l.ckpt
+	c.active, c.requested = false, true
+	for i, p := range c.pages {
+		l.blocks.committed(p, true)
+		c.pages[i] = nil
+	}
+	l.blocks.unfreeze()
+	for _, s := range l.segments.order {
+		s.dirty, s.doomed = true, false
+	}
+}
+
+// laneRecord is what a checkpoint says of the lane itself. Little-endian:
+// version (2), flags (2: bit 0 incomplete), generation (8), LSN (8), segment
+// (4), life (4), offset (4), chain (4).
+type laneRecord struct {
+	stamp      Stamp // up to which the map is complete
+	position   replayPosition
+	incomplete bool // a copy from a peer is under way: counts for nothing
+}
+
+// replayPosition is where the first batch behind a checkpoint lies.
+type replayPosition struct {
+	segment, life, offset uint32
+	chain                 uint32 // CRC of the descriptor or header before it
+}
+
+const (
+	laneRecordVersion = 1
+	laneRecordSize    = 36
+)
+
+func (l *Lane) record() laneRecord {
+	return laneRecord{stamp: Stamp{l.generation, l.written}, position: l.position}
+}
+
+func (r laneRecord) encode() []byte {
+	le := binary.LittleEndian
+	b := le.AppendUint16(nil, laneRecordVersion)
+	flags := uint16(0)
+	if r.incomplete {
+		flags = 1
+	}
+	b = le.AppendUint16(b, flags)
+	b = le.AppendUint64(b, uint64(r.stamp.Generation))
+	b = le.AppendUint64(b, uint64(r.stamp.LSN))
+	b = le.AppendUint32(b, r.position.segment)
+	b = le.AppendUint32(b, r.position.life)
+	b = le.AppendUint32(b, r.position.offset)
+	return le.AppendUint32(b, r.position.chain)
+}
+
+func decodeLaneRecord(b []byte) (r laneRecord, err error) {
+	le := binary.LittleEndian
+	if len(b) >= 2 {
+		if v := le.Uint16(b); v != laneRecordVersion {
+			return r, fmt.Errorf("lane record version %d, expected %d: %w", v, laneRecordVersion, ErrVersion)
+		}
+	}
+	if len(b) != laneRecordSize {
+		return r, fmt.Errorf("lane record of %d bytes, expected %d: %w", len(b), laneRecordSize, ErrNotThis)
+	}
+	r.incomplete = le.Uint16(b[2:])&1 != 0
+	r.stamp = Stamp{Generation(le.Uint64(b[4:])), LSN(le.Uint64(b[12:]))}
+	r.position = replayPosition{le.Uint32(b[20:]), le.Uint32(b[24:]), le.Uint32(b[28:]), le.Uint32(b[32:])}
+	return r, nil
+}
+
+func laneKey(shard uint16) []byte {
+	return binary.BigEndian.AppendUint16([]byte{keyLane}, shard)
+}
+
+func pageKey(shard uint16, r Region) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint16([]byte{keyPage}, shard), uint64(r))
+}
+
+func segmentKey(shard uint16, index uint32) []byte {
+	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint16([]byte{keySegment}, shard), index)
+}
+
+func chunkKey(shard uint16, chunk uint32) []byte {
+	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint16([]byte{keyChunk}, shard), chunk)
+}

@@ -1,0 +1,235 @@
+package journal
+
+import (
+	"fmt"
+	"slices"
+
+	"trivet/disk"
+)
+
+// Copier brings a recovered lane together with a better one before the shard
+// is activated. Copies are appended to the lane's own log, but count only
+// through the checkpoint that Finish commits: a crash before leaves the lane
+// as it was. When the copy is too large for one checkpoint, those in between
+// mark the lane as incomplete.
+type Copier struct {
+	To         *Recovery
+	Generation Generation
+	// Prepare returns a segment to append to; Commit stores pairs atomically.
+	Prepare func() (*Open, error)
+	Commit  func([]Pair) error
+
+	open    *Open
+	block   []byte
+	header  []byte
+	payload []byte
+	// Copied counts the blocks copied so far.
+	Copied int
+}
+
+// copyDirtyPages bounds the pages that a copy keeps in memory.
+const copyDirtyPages = 8192
+
+// Regions returns every region of which the lane's map has a page, ascending.
+func (r *Recovery) Regions() []Region {
+	var regions []Region
+	for chunk, c := range r.Lane.blocks.stored {
+		c.each(chunk, func(g Region) { regions = append(regions, g) })
+	}
+	for g := range r.Lane.blocks.pages {
+		regions = append(regions, g)
+	}
+	slices.Sort(regions)
+	return slices.Compact(regions)
+}
+
+// page returns the loaded page of the region.
+func (r *Recovery) page(g Region) (*page, error) {
+	b := r.Lane.blocks
+	p := b.resident(g)
+	if p.loaded {
+		return p, nil
+	}
+	values, err := r.source.Load([][]byte{pageKey(r.Lane.cfg.ID.Shard, g)})
+	if err != nil {
+		return nil, err
+	}
+	if i := slices.Index(b.wanted, g); i >= 0 {
+		b.wanted = slices.Delete(b.wanted, i, i+1)
+	}
+	return p, b.install(g, values[0])
+}
+
+// Copy makes the region what it is in from. Blocks that are the same by
+// checksum are left alone unless force is set.
+func (c *Copier) Copy(g Region, from *Recovery, force bool) error {
+	source, err := from.page(g)
+	if err != nil {
+		return fmt.Errorf("map page of region %d in slot %d: %w", g, from.Lane.cfg.ID.Slot, err)
+	}
+	target, err := c.To.page(g)
+	if err != nil {
+		return fmt.Errorf("map page of region %d in slot %d: %w", g, c.To.Lane.cfg.ID.Slot, err)
+	}
+	if source.stamp == target.stamp && !force {
+		return nil
+	}
+	b := c.To.Lane.blocks
+	p := b.touch(g, source.stamp)
+	p.stamp = source.stamp
+	for i := 0; i < RegionBlocks; {
+		n := 1
+		switch e := source.entries[i]; {
+		case e.Content != Data:
+			b.fill(p, i, 1, e.Content)
+		case force || !e.sameContent(target.entries[i]):
+			for i+n < RegionBlocks && n < 64 && source.entries[i+n].Content == Data && (force || !source.entries[i+n].sameContent(target.entries[i+n])) {
+				n++
+			}
+			if err := c.copyRun(g, i, source.entries[i:i+n], from, p); err != nil {
+				return err
+			}
+		}
+		i += n
+	}
+	if b.dirty.len >= copyDirtyPages {
+		return c.commit(Stamp{}, true)
+	}
+	return nil
+}
+
+// copyRun reads the blocks of a run from the source and appends them.
+func (c *Copier) copyRun(g Region, index int, run []Entry, from *Recovery, p *page) error {
+	if c.payload == nil {
+		c.payload, c.block, c.header = disk.Alloc(64*BlockSize), disk.Alloc(BlockSize), disk.Alloc(BlockSize)
+	}
+	for i, e := range run {
+		block := c.payload[i*BlockSize : (i+1)*BlockSize]
+		if err := from.source.ReadSegment(e.Segment, block, uint32(e.Block)); err != nil {
+			return fmt.Errorf("read block %d from slot %d: %w", g.First()+LBA(index+i), from.Lane.cfg.ID.Slot, err)
+		}
+		if crc := Checksum(block); crc != e.CRC {
+			return fmt.Errorf("block %d in slot %d: checksum %08x, expected %08x: %w", g.First()+LBA(index+i), from.Lane.cfg.ID.Slot, crc, e.CRC, ErrDamaged)
+		}
+	}
+	at, err := c.write(g.First()+LBA(index), run)
+	if err != nil {
+		return err
+	}
+	for i, e := range run {
+		c.To.Lane.blocks.set(p, index+i, Entry{Segment: c.open.Index, Life: c.open.Life, Block: uint16(at) + uint16(i), Content: Data, CRC: e.CRC})
+	}
+	c.Copied += len(run)
+	return nil
+}
+
+// write appends a batch of one copy record; it returns the block offset of its
+// first data block.
+func (c *Copier) write(lba LBA, run []Entry) (at uint32, err error) {
+	l := c.To.Lane
+	if c.open == nil || c.open.next+1+uint32(len(run)) > c.open.Blocks {
+		if err := c.roll(); err != nil {
+			return 0, err
+		}
+	}
+	bufs := make([][]byte, 0, 3)
+	if c.open.next == 0 {
+		h := header{position: position{volume: l.cfg.Volume, lane: l.cfg.ID, segment: c.open.Index, life: c.open.Life},
+			generation: c.Generation, blocks: c.open.Blocks, previous: l.position.life,
+			firstLSN: c.To.Stamp.LSN + 1, tail: c.To.Stamp.LSN}
+		c.open.chain = h.encode(c.header)
+		bufs = append(bufs, c.header)
+	}
+	var e encoder
+	e.begin(c.block)
+	e.add(KindCopy, lba, len(run))
+	for _, entry := range run {
+		e.checksum(entry.CRC)
+	}
+	descriptorAt := max(c.open.next, 1)
+	d := descriptor{position: position{volume: l.cfg.Volume, lane: l.cfg.ID, segment: c.open.Index, life: c.open.Life, offset: descriptorAt},
+		generation: c.Generation, firstLSN: c.To.Stamp.LSN, previous: c.open.chain}
+	offset := c.open.Base + int64(c.open.next)*BlockSize
+	c.open.chain = e.finish(&d)
+	bufs = append(bufs, c.block, c.payload[:len(run)*BlockSize])
+	if err := c.open.File.Write(bufs, offset, false); err != nil {
+		return 0, fmt.Errorf("append a copy to segment %d: %w", c.open.Index, err)
+	}
+	c.open.next = descriptorAt + 1 + uint32(len(run))
+	l.position = replayPosition{segment: c.open.Index, life: c.open.Life, offset: c.open.next, chain: c.open.chain}
+	s := l.segments.byIndex[c.open.Index]
+	s.used, s.dirty = c.open.next, true
+	return descriptorAt + 1, nil
+}
+
+// roll syncs the present segment and takes another.
+func (c *Copier) roll() error {
+	if err := c.settle(); err != nil {
+		return err
+	}
+	o, err := c.Prepare()
+	if err != nil {
+		return fmt.Errorf("prepare a segment: %w", err)
+	}
+	c.open = o
+	c.To.Lane.segments.add(&segmentInfo{
+		index: o.Index, life: o.Life, previous: c.To.Lane.position.life, state: segmentSealed,
+		firstLSN: c.To.Stamp.LSN + 1, lastLSN: c.To.Stamp.LSN,
+	})
+	return nil
+}
+
+// settle makes what was copied durable and closes the segment.
+func (c *Copier) settle() error {
+	if c.open == nil {
+		return nil
+	}
+	o := c.open
+	c.open = nil
+	if err := o.File.Sync(); err != nil {
+		return fmt.Errorf("sync copies in segment %d: %w", o.Index, err)
+	}
+	return o.File.Close()
+}
+
+// Finish makes the copy count: the lane then is at stamp, with all its pages
+// and its segment table stored.
+func (c *Copier) Finish(stamp Stamp) error { return c.commit(stamp, false) }
+
+// commit stores every changed page in one checkpoint.
+func (c *Copier) commit(stamp Stamp, incomplete bool) error {
+	if err := c.settle(); err != nil {
+		return err
+	}
+	l := c.To.Lane
+	if !incomplete {
+		c.To.Stamp = stamp
+	}
+	shard := l.cfg.ID.Shard
+	record := laneRecord{stamp: c.To.Stamp, position: l.position, incomplete: incomplete}
+	l.ckpt.op.Pairs = l.ckpt.op.Pairs[:0]
+	l.ckpt.put(laneKey(shard), record.encode())
+	for p := l.blocks.dirty.oldest; p != nil; p = p.newer {
+		if _, err := c.To.page(p.region); err != nil {
+			return err
+		}
+	}
+	l.blocks.freeze()
+	for p := l.blocks.frozen.oldest; p != nil; p = l.blocks.frozen.oldest {
+		l.encodePage(p)
+	}
+	for _, s := range l.segments.order {
+		l.ckpt.put(segmentKey(shard, s.index), s.encode(nil))
+		s.dirty = false
+	}
+	l.putChunks()
+	if err := c.Commit(l.ckpt.op.Pairs); err != nil {
+		return fmt.Errorf("commit a copied lane: %w", err)
+	}
+	for _, p := range l.ckpt.pages {
+		l.blocks.committed(p, false)
+	}
+	l.ckpt.pages, l.ckpt.chunks = l.ckpt.pages[:0], l.ckpt.chunks[:0]
+	c.To.Incomplete, c.To.Damage = incomplete, nil
+	return nil
+}

@@ -1,0 +1,328 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// The lane's policy. Times are small against a request's deadline.
+const (
+	maxOutstanding  = 3                      // operations handed to the executor
+	batchBytes      = 1 << 20                // a batch goes out when this much waits
+	batchDelay      = 4 * time.Millisecond   // or when its first record has waited this long
+	syncBytes       = 8 << 20                // unsynced bytes after which the lane syncs by itself
+	syncDelay       = 500 * time.Millisecond // or the time after which it does
+	markDelay       = 100 * time.Millisecond // idle time before the last mark
+	retryDelay      = 10 * time.Millisecond  // doubled with every failure
+	maxRetryDelay   = time.Second
+	maxFailures     = 7 // in a row, before the lane gives up: about two seconds
+	loadBatch       = 64
+	zeroWhenFlushed = 64 // blocks a sync: below this average, fresh segments are zeroed
+)
+
+// ErrGone tells that records which a failed lane would have to write again are
+// no longer in memory.
+var ErrGone = errors.New("records to be written again are no longer pinned")
+
+// Marks are what every descriptor of a shard's lanes carries. Owner: the shard.
+type Marks struct {
+	Epoch   uint64
+	Durable [MaxSlots]LSN
+	Suspect [MaxSlots]LSN
+}
+
+// Config is what a lane is made of.
+type Config struct {
+	ID            LaneID
+	Volume        Volume
+	SegmentBlocks uint32
+	// CheckpointBytes is the length of log after which the map is stored.
+	CheckpointBytes int64
+	// PageBudget is the number of map pages that may stay in memory.
+	PageBudget int
+}
+
+// Lane is one slot's share of one shard: its log and its block map. Owner: the
+// shard; see the package comment.
+type Lane struct {
+	cfg        Config
+	exec       Executor
+	window     *Window
+	marks      *Marks
+	memory     func(page uint32) []byte // the arena's payload
+	generation Generation
+
+	segments *segmentTable
+	blocks   *blockMap
+	open     *Open
+	ready    *Open          // prepared, not yet used
+	tail     LSN            // goes into the next segment's header
+	chained  uint32         // life that the next segment continues
+	issued   replayPosition // behind the last batch handed over
+	position replayPosition // behind the last written batch
+	settled  replayPosition // behind the last durable batch
+
+	batched, planned, written, durable LSN
+	want                               LSN    // to be made durable
+	batchedItem                        uint64 // window item behind the last batched record
+	unsynced                           int64  // bytes appended since the last sync was issued
+	named, vouched                     LSN    // own durable mark in the last, and the last durable, descriptor
+	rewriting                          LSN    // records up to it were batched before a failure
+
+	ops           [maxOutstanding + 2]IO
+	outstanding   int
+	failing       bool
+	failures      int
+	prepareFails  int
+	lastErr       error
+	fault         error
+	notBefore     time.Duration // no append earlier, after a failure
+	prepareAfter  time.Duration
+	pendingSince  time.Duration // 0: nothing waits to be batched
+	unsyncedSince time.Duration
+	changed       time.Duration // when the last batch was written
+
+	syncs, syncedBlocks int // since the last segment was prepared
+
+	preparing Prepare
+	loading   Load
+	loadAfter time.Duration
+	loadFails int
+	ckpt      checkpoint
+}
+
+// newLane makes a lane with an empty map and log.
+func newLane(cfg Config) *Lane {
+	l := &Lane{cfg: cfg, segments: newSegmentTable()}
+	l.blocks = newBlockMap(cfg.PageBudget, l.segments)
+	l.blocks.encodeNow = l.encodePage
+	l.preparing.Lane, l.loading.Lane, l.ckpt.op.Lane = cfg.ID, cfg.ID, cfg.ID
+	return l
+}
+
+// Activation is what a recovered lane needs to take part.
+type Activation struct {
+	Executor   Executor
+	Window     *Window
+	Marks      *Marks
+	Memory     func(page uint32) []byte // a page's BlockSize bytes
+	Block      func() []byte            // an aligned block of BlockSize bytes
+	Generation Generation
+	// Connect is called once for each operation that the lane may have under
+	// way, with what has to be called by the shard's owner after it is done;
+	// it returns what the executor calls.
+	Connect func(apply func(now time.Duration)) (done func())
+}
+
+// Activate attaches the recovered lane to its shard. The window's first LSN
+// starts the generation; everything before it counts as written and durable
+// here, so what was adopted must have been synced.
+func (r *Recovery) Activate(a Activation) *Lane {
+	l := r.Lane
+	l.tail, l.issued, l.settled, l.chained = r.Stamp.LSN, l.position, l.position, l.position.life
+	l.ckpt.since = r.Bytes
+	l.exec, l.window, l.marks, l.memory, l.generation = a.Executor, a.Window, a.Marks, a.Memory, a.Generation
+	last := a.Window.Last()
+	l.batched, l.planned, l.written, l.durable, l.want = last, last, last, last, last
+	for i := range l.ops {
+		op := &l.ops[i]
+		op.Lane, op.block, op.header = l.cfg.ID, a.Block(), a.Block()
+		op.Done = a.Connect(func(now time.Duration) { l.ioDone(op, now) })
+	}
+	l.preparing.Done = a.Connect(l.prepared)
+	l.loading.Done = a.Connect(l.loaded)
+	l.ckpt.op.Done = a.Connect(l.committed)
+	return l
+}
+
+// ID returns the lane's name.
+func (l *Lane) ID() LaneID { return l.cfg.ID }
+
+// Written returns the LSN up to which the lane has written every record.
+func (l *Lane) Written() LSN { return l.written }
+
+// Durable returns the LSN up to which every record is on stable storage here.
+func (l *Lane) Durable() LSN { return l.durable }
+
+// Fault returns why the lane has given up, or nil.
+func (l *Lane) Fault() error { return l.fault }
+
+// LastError returns the last error that the lane met, or nil.
+func (l *Lane) LastError() error { return l.lastErr }
+
+// Want asks for everything up to lsn to be made durable.
+func (l *Lane) Want(lsn LSN) { l.want = max(l.want, lsn) }
+
+// Oldest returns when the oldest operation under way was handed over, or 0.
+func (l *Lane) Oldest() time.Duration {
+	var oldest time.Duration
+	for i := range l.ops {
+		if op := &l.ops[i]; op.busy && (oldest == 0 || op.Issued < oldest) {
+			oldest = op.Issued
+		}
+	}
+	return oldest
+}
+
+// Busy tells whether the executor still has an operation of this lane.
+func (l *Lane) Busy() bool {
+	return l.outstanding > 0 || l.preparing.busy || l.loading.busy || l.ckpt.op.busy
+}
+
+// Pump hands over whatever is due at now. It returns when it wants to be
+// called again even if nothing happens until then, or 0.
+func (l *Lane) Pump(now time.Duration) (wake time.Duration) {
+	if l.fault != nil {
+		return 0
+	}
+	if l.failing {
+		if l.outstanding > 0 {
+			return 0
+		}
+		if l.rewind(now); l.fault != nil {
+			return 0
+		}
+	}
+	if l.window.Last() > l.batched && l.pendingSince == 0 {
+		l.pendingSince = now
+	}
+	l.prepare(now)
+	for l.append(now) {
+	}
+	l.load(now)
+	l.checkpoint(now)
+	return l.nextWake(now)
+}
+
+// nextWake returns the earliest time at which waiting alone makes work due.
+func (l *Lane) nextWake(now time.Duration) time.Duration {
+	var wake time.Duration
+	at := func(t time.Duration, if_ bool) {
+		if if_ && (wake == 0 || t < wake) {
+			wake = max(t, now+1)
+		}
+	}
+	at(l.pendingSince+batchDelay, l.pendingSince != 0 && l.outstanding == 0 && now >= l.notBefore)
+	at(l.notBefore, now < l.notBefore)
+	at(l.prepareAfter, l.ready == nil && !l.preparing.busy && now < l.prepareAfter)
+	at(l.unsyncedSince+syncDelay, l.planned < l.batched && l.outstanding == 0)
+	at(l.changed+markDelay, l.markWanted())
+	at(l.loadAfter, len(l.blocks.wanted) > 0 && !l.loading.busy)
+	at(l.ckpt.notBefore, l.ckpt.wanted(l) && !l.ckpt.op.busy && now < l.ckpt.notBefore)
+	return wake
+}
+
+// prepare keeps one segment ready.
+func (l *Lane) prepare(now time.Duration) {
+	if l.ready != nil || l.preparing.busy || now < l.prepareAfter {
+		return
+	}
+	p := &l.preparing
+	p.busy, p.Got, p.Err = true, nil, nil
+	p.Zero = l.syncs > 0 && l.syncedBlocks/l.syncs < zeroWhenFlushed
+	l.syncs, l.syncedBlocks = 0, 0
+	l.exec.Prepare(p)
+}
+
+func (l *Lane) prepared(now time.Duration) {
+	p := &l.preparing
+	p.busy = false
+	if p.Err == nil {
+		l.ready, l.prepareFails = p.Got, 0
+		return
+	}
+	l.lastErr = fmt.Errorf("prepare a segment: %w", p.Err)
+	l.prepareAfter = now + l.backoff(&l.prepareFails)
+	if l.prepareFails > maxFailures {
+		l.fault = l.lastErr
+	}
+}
+
+// backoff counts a failure and returns how long to wait before the next try.
+func (l *Lane) backoff(failures *int) time.Duration {
+	delay := retryDelay << min(*failures, 10)
+	*failures++
+	return min(delay, maxRetryDelay)
+}
+
+// load asks for the pages that lookups and changes have missed.
+func (l *Lane) load(now time.Duration) {
+	b := l.blocks
+	if l.loading.busy || len(b.wanted) == 0 || now < l.loadAfter {
+		return
+	}
+	op := &l.loading
+	n := min(len(b.wanted), loadBatch)
+	op.regions = append(op.regions[:0], b.wanted[:n]...)
+	b.wanted = append(b.wanted[:0], b.wanted[n:]...)
+	op.Keys, op.Values = op.Keys[:0], nil
+	for _, r := range op.regions {
+		op.Keys = append(op.Keys, pageKey(l.cfg.ID.Shard, r))
+	}
+	op.busy, op.Err = true, nil
+	l.exec.Load(op)
+}
+
+func (l *Lane) loaded(now time.Duration) {
+	op := &l.loading
+	op.busy = false
+	err := op.Err
+	for i, r := range op.regions {
+		if err != nil {
+			break
+		}
+		err = l.blocks.install(r, op.Values[i])
+	}
+	if err == nil {
+		l.loadFails = 0
+		return
+	}
+	l.lastErr = fmt.Errorf("load map pages: %w", err)
+	if errors.Is(err, ErrNotThis) { // rot: asking again does not help
+		l.fault = l.lastErr
+		return
+	}
+	b := l.blocks
+	b.wanted = append(b.wanted, op.regions...) // install skips what is loaded
+	l.loadAfter = now + l.backoff(&l.loadFails)
+	if l.loadFails > maxFailures {
+		l.fault = l.lastErr
+	}
+}
+
+// rewind begins again behind the last durable record, in a new segment, after
+// an append or sync failed: the range that failed is never trusted again.
+func (l *Lane) rewind(now time.Duration) {
+	l.failing = false
+	if l.open != nil {
+		l.release(l.open, now)
+		l.open = nil
+	}
+	for _, s := range l.segments.order {
+		if s.lastLSN > l.durable || s.state == segmentOpen {
+			s.state, s.dirty = segmentCondemned, true
+		}
+	}
+	l.notBefore = now + l.backoff(&l.failures)
+	switch {
+	case l.failures > maxFailures:
+		l.fault = l.lastErr
+		return
+	case l.durable+1 < l.window.First():
+		l.fault = fmt.Errorf("%w: LSN %d is durable, the window begins at %d: %w", ErrGone, l.durable, l.window.First(), l.lastErr)
+		return
+	}
+	if l.ckpt.active && l.ckpt.lsn > l.durable {
+		l.abortCheckpoint()
+	}
+	l.rewriting = max(l.rewriting, l.batched)
+	l.batched, l.planned, l.written = l.durable, l.durable, l.durable
+	l.issued, l.position, l.chained = l.settled, l.settled, l.settled.life
+	l.tail, l.unsynced, l.named = l.durable, 0, l.vouched
+	l.batchedItem = l.window.itemNext
+	if l.durable < l.window.Last() {
+		l.batchedItem = l.window.At(l.durable + 1).item
+		l.pendingSince = now
+	}
+}

@@ -1,0 +1,96 @@
+package journal
+
+import (
+	"time"
+
+	"trivet/disk"
+)
+
+// Executor carries out what a lane decides. Its methods are called by the
+// shard's owner inside a step, so they must not block, wait or call back; the
+// result is reported later by calling the operation's Done.
+type Executor interface {
+	// IO appends or syncs. The operations of one lane are executed in order.
+	IO(*IO)
+	// Prepare makes a segment ready to be appended to.
+	Prepare(*Prepare)
+	// Load reads map pages from the slot's metadata.
+	Load(*Load)
+	// Commit stores a checkpoint in the slot's metadata.
+	Commit(*Commit)
+	// Recycle returns segments to the slot; the slice is the callee's.
+	Recycle(segments []uint32)
+}
+
+// Open is a segment that a lane appends to, with a file handle of its own, so
+// that an error of a sync is reported to this lane whoever else syncs the file.
+type Open struct {
+	Index  uint32
+	Life   uint32
+	Blocks uint32 // size of the segment
+	File   disk.File
+	Base   int64 // byte offset of the segment in the file
+
+	next  uint32 // offset of the next batch, in blocks; 0 before the header
+	chain uint32 // CRC of the last descriptor
+}
+
+// IO is an append, a sync, or the close of a segment's handle.
+type IO struct {
+	Lane    LaneID
+	Segment *Open
+	Bufs    [][]byte      // empty: no append
+	Offset  int64         // bytes in the file
+	Durable bool          // append: durable on return; otherwise: sync the file
+	Close   bool          // the last operation on this handle: close it, too
+	Issued  time.Duration // when it was handed over
+	Err     error         // set by the executor
+	Done    func()        // called by the executor, once
+
+	first, last LSN    // records of the append; last is 0 for a mark
+	through     LSN    // everything up to it is durable when this succeeds
+	named       LSN    // own durable mark that becomes durable with it
+	place       uint32 // block offset of the first data block
+	after       replayPosition
+	busy        bool
+	block       []byte // the descriptor
+	header      []byte // the segment header, for a first append
+}
+
+// Prepare asks for a segment.
+type Prepare struct {
+	Lane LaneID
+	Zero bool  // write zeros first, so that small durable appends are cheap
+	Got  *Open // set by the executor
+	Err  error
+	Done func()
+
+	busy bool
+}
+
+// Load asks for the stored pages of regions.
+type Load struct {
+	Lane   LaneID
+	Keys   [][]byte
+	Values [][]byte // set by the executor; nil for an absent page
+	Err    error
+	Done   func()
+
+	regions []Region
+	busy    bool
+}
+
+// Pair is a key and value of a slot's metadata; a nil Value deletes.
+type Pair struct {
+	Key, Value []byte
+}
+
+// Commit asks for an atomic, durable change of the slot's metadata.
+type Commit struct {
+	Lane  LaneID
+	Pairs []Pair
+	Err   error
+	Done  func()
+
+	busy bool
+}

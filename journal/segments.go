@@ -1,0 +1,119 @@
+package journal
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// segmentState is where a segment is in its life.
+type segmentState uint8
+
+const (
+	segmentOpen      segmentState = iota // batches are appended to it
+	segmentSealed                        // complete
+	segmentCondemned                     // an append or sync failed: never written again in this life
+)
+
+// segmentInfo is what a lane knows of one of its segments. Owner: the shard.
+type segmentInfo struct {
+	index    uint32
+	life     uint32
+	previous uint32 // life of the segment that it continues
+	firstLSN LSN
+	lastLSN  LSN    // of the last batch written to it
+	used     uint32 // blocks, header and descriptors included
+	live     int32  // data blocks that the map names
+	state    segmentState
+	pins     int32 // reads under way; a pinned segment is not recycled
+	dirty    bool  // differs from what the last checkpoint stored
+	doomed   bool  // without live blocks in the checkpoint under way
+	dead     bool  // and that checkpoint is durable: free once unpinned
+}
+
+// segmentTable holds a lane's segments.
+type segmentTable struct {
+	byIndex map[uint32]*segmentInfo // never ranged over
+	order   []*segmentInfo          // by age in the log
+}
+
+func newSegmentTable() *segmentTable {
+	return &segmentTable{byIndex: make(map[uint32]*segmentInfo)}
+}
+
+func (t *segmentTable) add(s *segmentInfo) {
+	s.dirty = true
+	t.byIndex[s.index] = s
+	t.order = append(t.order, s)
+}
+
+// of returns the segment that an entry's place lies in, or nil when that life
+// of the segment has ended.
+func (t *segmentTable) of(e Entry) *segmentInfo {
+	if s := t.byIndex[e.Segment]; s != nil && s.life == e.Life {
+		return s
+	}
+	return nil
+}
+
+// addLive changes the live count of the entry's segment. A place without a
+// segment is a map that names freed space: the store is inconsistent.
+func (t *segmentTable) addLive(e Entry, delta int32) {
+	s := t.of(e)
+	if s == nil {
+		panic(fmt.Sprintf("journal: block map names segment %d life %d, which is not in the table", e.Segment, e.Life))
+	}
+	s.live += delta
+	s.dirty = true
+	if s.live < 0 {
+		panic(fmt.Sprintf("journal: segment %d life %d: live count %d", s.index, s.life, s.live))
+	}
+}
+
+// removeDead takes the dead, unpinned segments out of the table and returns
+// their indexes.
+func (t *segmentTable) removeDead() (free []uint32) {
+	kept := t.order[:0]
+	for _, s := range t.order {
+		if s.dead && s.pins == 0 {
+			delete(t.byIndex, s.index)
+			free = append(free, s.index)
+			continue
+		}
+		kept = append(kept, s)
+	}
+	clear(t.order[len(kept):])
+	t.order = kept
+	return free
+}
+
+// A stored segment: life (4), previous (4), first LSN (8), last LSN (8), used
+// (4), live (4), state (1), little-endian.
+const segmentStored = 33
+
+func (s *segmentInfo) encode(b []byte) []byte {
+	le := binary.LittleEndian
+	b = le.AppendUint32(b, s.life)
+	b = le.AppendUint32(b, s.previous)
+	b = le.AppendUint64(b, uint64(s.firstLSN))
+	b = le.AppendUint64(b, uint64(s.lastLSN))
+	b = le.AppendUint32(b, s.used)
+	b = le.AppendUint32(b, uint32(s.live))
+	return append(b, byte(s.state))
+}
+
+func decodeSegment(index uint32, b []byte) (*segmentInfo, error) {
+	if len(b) != segmentStored {
+		return nil, fmt.Errorf("segment %d in the table: %d bytes, expected %d: %w", index, len(b), segmentStored, ErrNotThis)
+	}
+	le := binary.LittleEndian
+	return &segmentInfo{
+		index:    index,
+		life:     le.Uint32(b),
+		previous: le.Uint32(b[4:]),
+		firstLSN: LSN(le.Uint64(b[8:])),
+		lastLSN:  LSN(le.Uint64(b[16:])),
+		used:     le.Uint32(b[24:]),
+		live:     int32(le.Uint32(b[28:])),
+		state:    segmentState(b[32]),
+	}, nil
+}
