@@ -90,7 +90,7 @@ type server struct {
 	started  time.Time
 	checks   []control.Check
 	volume   Volume
-	frontend frontend
+	frontend *frontend
 	control  *control.Server
 	uris     []string // one a listener
 }
