@@ -1,0 +1,3 @@
+package comments
+
+func Exported() {}

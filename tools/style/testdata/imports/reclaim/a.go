@@ -1,0 +1,4 @@
+// Package reclaim reaches into the request path.
+package reclaim
+
+import _ "trivet/shard"

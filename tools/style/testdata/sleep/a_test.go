@@ -1,0 +1,8 @@
+package sleep
+
+import (
+	"testing"
+	"time"
+)
+
+func TestSlow(t *testing.T) { time.Sleep(time.Second) }
