@@ -1,3 +1,44 @@
+// Package disk is the only way to a file. It has three implementations of one
+// small seam, FS and File, and one conformance suite for all of them:
+//
+//	Real    a directory of the host: direct I/O where it can be had
+//	Memory  a simulated disk that can lose power, for models and the simulator
+//	Faulty  any of them, made to fail by the rules of package inject
+//
+// # What a crash leaves
+//
+// The fault model is that of Linux and a disk with a volatile cache, taken at
+// its word where that is worst:
+//
+//   - Sync makes all completed writes of one file durable; a durable Write
+//     makes its own range durable and nothing else, not even what was written
+//     before it. Durability is not a prefix: who needs one keeps count.
+//   - After a power cut each 512-byte sector that was not durable is, on its
+//     own, what was durable before, what was written last, or garbage. Blocks
+//     that were durable are never changed by a write beside them.
+//   - A process that is killed loses nothing that was written, but what was not
+//     durable stays so: its successor reads it from the page cache, and must
+//     sync it before it builds on it.
+//   - A failed Sync or durable Write may have lost every byte of that file that
+//     was not durable. The kernel reports that once: until the power cut the
+//     file reads as written, and the next Sync returns nil for a range that
+//     never reached the disk. So a range whose sync failed is never asked again;
+//     it is written anew elsewhere, from memory. Reading it proves nothing
+//     either, with buffered I/O above all (see RealFS.Direct).
+//   - Create, Remove and MkdirAll are durable when they return. A crash during
+//     Create leaves no file, or one of any size up to the one asked for.
+//   - A disk may also lie: a write that was reported as done can be lost, land
+//     one block further, or change a bit. Sync does not tell. Checksums that
+//     know their place find it, and nothing in this package does.
+//
+// # Ownership
+//
+// Files have a fixed size and do not grow. Buffers are the caller's; they are
+// read or filled during the call and not kept. Memory for I/O comes from Alloc
+// (or any mapping), because all addresses, lengths and offsets are multiples of
+// BlockSize, on every implementation, so that tests find what direct I/O would
+// refuse. The one that writes, syncs and closes a file is its owner; everybody
+// may read it, also during Close.
 package disk
 
 import "io"

@@ -102,7 +102,7 @@ func (r Rule) Validate() error {
 		return fmt.Errorf("%w: unknown %v", ErrRule, r.Site)
 	case r.Effect == None:
 		return fmt.Errorf("%w: %v has no effect; add one of %s", ErrRule, r.Site, r.Site.effects())
-	case int(r.Effect) >= len(effectNames) || !possible[r.Site].has(r.Effect):
+	case int(r.Effect) >= len(effectNames) || !possible[r.Site].Has(r.Effect):
 		return fmt.Errorf("%w: %v cannot %v; it can %s", ErrRule, r.Site, r.Effect, r.Site.effects())
 	case r.Op != "" && !isWord(r.Op):
 		return fmt.Errorf("%w: op=%q is not a word of a-z, 0-9, '-', '.'", ErrRule, r.Op)
@@ -146,7 +146,7 @@ func (r Rule) validateEffect() error {
 func (s Site) effects() string {
 	var names []string
 	for e := Error; int(e) < len(effectNames); e++ {
-		if possible[s].has(e) {
+		if possible[s].Has(e) {
 			names = append(names, e.String())
 		}
 	}

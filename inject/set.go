@@ -59,6 +59,10 @@ type Point struct {
 	// Block and Blocks are the 4 KiB blocks that the operation touches; with
 	// Blocks 0 it touches none, and rules that name blocks do not match.
 	Block, Blocks uint64
+	// Able is what this point can carry out beside Error, Delay, Hang and Crash,
+	// when that is less than its site can: rules with other effects do not match
+	// it. Empty: all that the site can.
+	Able Effects
 }
 
 // Action is what the caller has to do at a point. The zero Action is nothing.
@@ -284,6 +288,9 @@ func (s *Set) match(p *Point) (action Action) {
 func (e *entry) covers(p *Point) bool {
 	r := &e.rule
 	if r.Site != Any && r.Site != p.Site || r.Op != "" && r.Op != p.Op {
+		return false
+	}
+	if p.Able != 0 && !(p.Able | everywhere).Has(r.Effect) {
 		return false
 	}
 	if !r.Slot.holds(p.Slot) || !r.Shard.holds(p.Shard) {

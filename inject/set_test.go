@@ -74,6 +74,9 @@ func TestFilters(t *testing.T) {
 		{"segment.read block=14 flip", blocks, "xxxxxx"},
 		{"segment.read block=15-20 flip", blocks, "......"},
 		{"segment.read shard=2-4 flip", blocks, "xxxxxx"},
+		{"superblock torn", inject.Point{Site: inject.Superblock}, "xxxxxx"},
+		{"superblock torn", inject.Point{Site: inject.Superblock, Able: inject.EffectsOf(inject.Flip)}, "......"},
+		{"superblock hang", inject.Point{Site: inject.Superblock, Able: inject.EffectsOf(inject.Flip)}, "xxxxxx"},
 	} {
 		set, _ := newSet(t, c.rule)
 		if got := pattern(set, c.point, 6); got != c.want {

@@ -86,33 +86,35 @@ func (e Effect) String() string {
 	return fmt.Sprintf("effect(%d)", uint8(e))
 }
 
-// effects is a set of effects, one bit each.
-type effects uint16
+// Effects is a set of effects, one bit each.
+type Effects uint16
 
-func of(list ...Effect) (set effects) {
+// EffectsOf returns the set of the effects in list.
+func EffectsOf(list ...Effect) (set Effects) {
 	for _, e := range list {
 		set |= 1 << e
 	}
 	return set
 }
 
-func (s effects) has(e Effect) bool { return s&(1<<e) != 0 }
+// Has reports whether e is in the set.
+func (s Effects) Has(e Effect) bool { return s&(1<<e) != 0 }
 
-// everywhere is what every site can carry out.
-var everywhere = of(Error, Delay, Hang, Crash)
+// everywhere is what every site, and every point of it, can carry out.
+const everywhere Effects = 1<<Error | 1<<Delay | 1<<Hang | 1<<Crash
 
 // possible lists what each site can carry out, because a rule that is accepted
 // and then has no effect would make a test pass for nothing.
-var possible = [...]effects{
+var possible = [...]Effects{
 	Any:          everywhere,
-	LogAppend:    everywhere | of(Torn, Lost, Misdirect, Flip),
-	LogSync:      everywhere | of(Lost),
-	SegmentRead:  everywhere | of(Misdirect, Flip),
-	SegmentAlloc: everywhere | of(Torn),
-	Superblock:   everywhere | of(Torn, Lost, Misdirect, Flip),
-	Checkpoint:   everywhere | of(Lost),
-	NetSend:      everywhere | of(Drop, Duplicate, Reorder, Flip),
-	NetRecv:      everywhere | of(Drop, Duplicate, Reorder, Flip),
-	Frontend:     everywhere | of(Drop),
+	LogAppend:    everywhere | EffectsOf(Torn, Lost, Misdirect, Flip),
+	LogSync:      everywhere | EffectsOf(Lost),
+	SegmentRead:  everywhere | EffectsOf(Misdirect, Flip),
+	SegmentAlloc: everywhere | EffectsOf(Torn),
+	Superblock:   everywhere | EffectsOf(Torn, Lost, Misdirect, Flip),
+	Checkpoint:   everywhere | EffectsOf(Lost),
+	NetSend:      everywhere | EffectsOf(Drop, Duplicate, Reorder, Flip),
+	NetRecv:      everywhere | EffectsOf(Drop, Duplicate, Reorder, Flip),
+	Frontend:     everywhere | EffectsOf(Drop),
 	Reclaim:      everywhere,
 }

@@ -1,0 +1,117 @@
+package disk
+
+import (
+	"fmt"
+	"io/fs"
+)
+
+// memoryFile is a handle of a MemoryFS.
+type memoryFile struct {
+	fs     *MemoryFS
+	name   string
+	data   *memoryData // guarded by fs.mu
+	closed bool        // guarded by fs.mu
+}
+
+// usable returns why the handle no longer works; needs fs.mu.
+func (f *memoryFile) usable() error {
+	if f.fs.gone != nil {
+		return f.fs.gone
+	}
+	if f.closed {
+		return fs.ErrClosed
+	}
+	return nil
+}
+
+// Write implements File.
+func (f *memoryFile) Write(bufs [][]byte, off int64, durable bool) error {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	err := f.usable()
+	if err == nil {
+		err = checkWrite(bufs, off, f.data.size)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", f.name, err)
+	}
+	for _, b := range bufs {
+		f.data.write(b, off, durable)
+		off += int64(len(b))
+	}
+	return nil
+}
+
+// Read implements File.
+func (f *memoryFile) Read(bufs [][]byte, off int64) error {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	err := f.usable()
+	if err == nil {
+		err = checkRead(bufs, off, f.data.size)
+	}
+	if err != nil {
+		return fmt.Errorf("read %s: %w", f.name, err)
+	}
+	for _, b := range bufs {
+		f.data.read(b, off)
+		off += int64(len(b))
+	}
+	return nil
+}
+
+// Sync implements File.
+func (f *memoryFile) Sync() error {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	if err := f.usable(); err != nil {
+		return fmt.Errorf("sync %s: %w", f.name, err)
+	}
+	f.data.sync()
+	return nil
+}
+
+// loseUnsynced implements loser.
+func (f *memoryFile) loseUnsynced() {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	if f.usable() == nil { // after a crash the data is the successor's
+		f.data.lose()
+	}
+}
+
+// Zero implements File.
+func (f *memoryFile) Zero(off, length int64) error {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	err := f.usable()
+	if err == nil {
+		err = checkZero(off, length, f.data.size)
+	}
+	if err != nil {
+		return fmt.Errorf("zero %s: %w", f.name, err)
+	}
+	f.data.zero(off, length)
+	return nil
+}
+
+// Size implements File.
+func (f *memoryFile) Size() (int64, error) {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	if err := f.usable(); err != nil {
+		return 0, fmt.Errorf("size of %s: %w", f.name, err)
+	}
+	return f.data.size, nil
+}
+
+// Close implements File. A handle can be closed after a crash too.
+func (f *memoryFile) Close() error {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	if f.closed {
+		return fmt.Errorf("close %s: %w", f.name, fs.ErrClosed)
+	}
+	f.closed = true
+	return nil
+}
