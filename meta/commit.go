@@ -1,0 +1,240 @@
+package meta
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/dgraph-io/badger/v4"
+)
+
+// batch is a commit being put together from runs of pairs. It keeps at most
+// what fits in one transaction in memory; beyond that, all of it goes to the
+// redo file.
+type batch struct {
+	e        *engine
+	sequence uint64
+	run      []byte // pairs not yet in the redo file
+	pairs    int    // in run
+	cost     int64  // of run, in a transaction
+	total    int64  // bytes of all pairs
+	spilled  bool
+}
+
+// begin starts a commit, and so drops what an earlier one left unfinished.
+func (e *engine) begin(sequence uint64) (*batch, error) {
+	if err := e.failure(); err != nil {
+		return nil, err
+	}
+	if sequence <= e.state.sequence {
+		return nil, fmt.Errorf("commit %d after %d: %w", sequence, e.state.sequence, ErrSequence)
+	}
+	return &batch{e: e, sequence: sequence}, nil
+}
+
+// append adds a run of at most chunkBytes and copies it. After an error the
+// batch must be dropped; the store is as it was.
+func (b *batch) append(run []byte) error {
+	pairs, cost := 0, int64(0)
+	err := eachPair(run, func(pair Pair) error {
+		pairs++
+		cost += pairCost(pair)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if b.total += int64(len(run)); b.total > MaxCommitBytes {
+		return fmt.Errorf("commit of over %d bytes: %w", MaxCommitBytes, ErrTooLarge)
+	}
+	if !b.spilled && b.e.fits(b.pairs+pairs, b.cost+cost) {
+		b.run, b.pairs, b.cost = append(b.run, run...), b.pairs+pairs, b.cost+cost
+		return nil
+	}
+	return b.spill(run)
+}
+
+// spill writes a run, and what was kept before it, to the redo file.
+func (b *batch) spill(run []byte) error {
+	if err := b.e.space.admit(int64(len(run))); err != nil {
+		return err
+	}
+	redo := b.e.redo
+	if !b.spilled {
+		b.spilled = true
+		if err := redo.begin(); err != nil {
+			return err
+		}
+		for part := range cutRun(b.run) {
+			if err := redo.append(part); err != nil {
+				return err
+			}
+		}
+		b.run = nil
+	}
+	return redo.append(run)
+}
+
+// commit makes the batch durable as a whole. The function is told of progress,
+// so that a long commit is not taken for a stuck one.
+func (b *batch) commit(progress func()) error {
+	e := b.e
+	e.awaitCompaction(progress)
+	// A pair goes to a log, and soon to a table; twice more when it is compacted.
+	if err := e.space.admit(4 * b.total); err != nil {
+		return err
+	}
+	if !b.spilled {
+		return e.commitDirect(b.sequence, b.run)
+	}
+	if err := e.redo.writeHeader(b.sequence); err != nil {
+		return err
+	}
+	if err := e.redo.sync(); err != nil {
+		return e.fail(err)
+	}
+	if err := e.applyRedo(b.sequence, progress); err != nil {
+		return e.fail(err)
+	}
+	e.publish()
+	e.startCompaction()
+	if err := e.redo.clear(); err != nil {
+		return e.fail(err)
+	}
+	return nil
+}
+
+func (e *engine) commitDirect(sequence uint64, run []byte) error {
+	t := e.newTransaction()
+	if err := eachPair(run, t.add); err != nil {
+		t.txn.Discard()
+		return err
+	}
+	if err := t.commit(state{sequence: sequence}); err != nil {
+		return e.fail(err)
+	}
+	e.publish()
+	e.startCompaction()
+	return nil
+}
+
+// applyRedo writes the commit in the redo file in as many transactions as it
+// takes. All but the last record that it is half applied. Doing it again from
+// the start gives the same.
+func (e *engine) applyRedo(sequence uint64, progress func()) error {
+	half := state{sequence: e.state.sequence, applying: sequence}
+	t := e.newTransaction()
+	_, err := e.redo.replay(func(run []byte) error {
+		return eachPair(run, func(pair Pair) error {
+			if !e.fits(t.pairs+1, t.cost+pairCost(pair)) {
+				if err := t.commit(half); err != nil {
+					return err
+				}
+				progress()
+				t = e.newTransaction()
+			}
+			return t.add(pair)
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("apply commit %d from the redo file: %w", sequence, err)
+	}
+	return t.commit(state{sequence: sequence})
+}
+
+// transaction is one Badger transaction, durable when commit returns. A batch
+// of several is not left to Badger: its own is not atomic, and a sync reaches
+// the newest memtable's log alone, so each has to be synced before the next.
+type transaction struct {
+	e     *engine
+	txn   *badger.Txn
+	pairs int
+	cost  int64
+}
+
+func (e *engine) newTransaction() *transaction {
+	return &transaction{e: e, txn: e.db.NewTransaction(true)}
+}
+
+// add keeps a reference to the pair until commit.
+func (t *transaction) add(pair Pair) error {
+	t.pairs++
+	t.cost += pairCost(pair)
+	key := userKey(pair.Key)
+	if pair.Value == nil {
+		return t.txn.Delete(key)
+	}
+	return t.txn.Set(key, seal(key, pair.Value))
+}
+
+// commit adds the state, with the transaction's number filled in, and makes
+// all of it durable.
+func (t *transaction) commit(next state) error {
+	e := t.e
+	defer t.txn.Discard()
+	next.transaction = e.state.transaction + 1
+	if err := t.seal(next); err != nil {
+		return fmt.Errorf("transaction %d: %w", next.transaction, err)
+	}
+	if err := t.txn.Commit(); err != nil {
+		return fmt.Errorf("transaction %d: %w", next.transaction, err)
+	}
+	if err := e.db.Sync(); err != nil {
+		return fmt.Errorf("sync transaction %d: %w", next.transaction, err)
+	}
+	e.state = next
+	return e.syncDirectories()
+}
+
+// seal adds our own keys: the state, its slot in the window, and padding.
+func (t *transaction) seal(next state) error {
+	number := binary.LittleEndian.AppendUint64(nil, next.transaction)
+	window := windowKey(next.transaction)
+	own := []Pair{
+		{Key: []byte{keyState}, Value: seal([]byte{keyState}, next.encode())},
+		{Key: window, Value: seal(window, number)},
+	}
+	if t.cost < transactionBytes {
+		own = append(own, Pair{Key: []byte{keyPad}, Value: make([]byte, transactionBytes-t.cost)})
+	}
+	for _, pair := range own {
+		if err := t.txn.Set(pair.Key, pair.Value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pairCost is an upper bound of what Badger counts for a pair: kind byte,
+// version, checksum, and its own bookkeeping.
+func pairCost(pair Pair) int64 {
+	return int64(len(pair.Key)+len(pair.Value)) + 48
+}
+
+// fits tells whether so much goes in one transaction, with room for our keys.
+func (e *engine) fits(pairs int, cost int64) bool {
+	const own = 3 * transactionBytes
+	return int64(pairs)+8 < e.db.MaxBatchCount() && cost+own < e.db.MaxBatchSize()
+}
+
+// cutRun cuts a run between pairs into parts of at most chunkBytes.
+func cutRun(run []byte) func(yield func([]byte) bool) {
+	return func(yield func([]byte) bool) {
+		start, end := run, 0
+		for len(start) > end {
+			pair, _, err := cutPair(start[end:])
+			if err != nil { // append checked it
+				panic(err)
+			}
+			if end+pairBytes(pair) > chunkBytes {
+				if !yield(start[:end]) {
+					return
+				}
+				start, end = start[end:], 0
+			}
+			end += pairBytes(pair)
+		}
+		if end > 0 {
+			yield(start[:end])
+		}
+	}
+}

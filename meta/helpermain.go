@@ -1,0 +1,155 @@
+package meta
+
+import (
+	"bufio"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const helperSocket = 3 // the descriptor that the parent passes
+
+// The exit codes of a helper. Badger's own fatal errors are 1, a panic of the
+// Go runtime is 2.
+const (
+	exitClosed  = 0 // asked to close, or the parent is gone
+	exitUsage   = 64
+	exitRefused = 65 // the store could not be opened; the greeting said why
+	exitFailed  = 66 // the store gave itself up
+)
+
+// HelperMain is the helper process of a store: it serves the directory named by
+// its arguments over the socket at descriptor 3, and returns its exit code.
+// Programs that call StartHelper call it for the hidden subcommand meta-helper,
+// with the arguments after that word.
+//
+// It exits when the socket closes, so it never outlives its parent. Signals
+// meant for the parent's terminal or service do not end it: the parent still
+// needs it while it drains.
+func HelperMain(args []string) int {
+	dir, opt, err := parseHelperArgs(args)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "meta-helper:", err)
+		return exitUsage
+	}
+	socket := os.NewFile(helperSocket, "parent")
+	conn, err := net.FileConn(socket)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "meta-helper: no socket from a parent at descriptor %d: %v\n", helperSocket, err)
+		return exitUsage
+	}
+	socket.Close()
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	beSmall()
+	return serveHelper(conn, dir, opt)
+}
+
+func parseHelperArgs(args []string) (dir string, opt BadgerOptions, err error) {
+	flags := flag.NewFlagSet("meta-helper", flag.ContinueOnError)
+	flags.StringVar(&dir, "dir", "", "the store's directory")
+	flags.Int64Var(&opt.MinFreeBytes, "min-free", 0, "bytes that stay free")
+	flags.Int64Var(&opt.ReserveBytes, "reserve", 0, "bytes to preallocate")
+	flags.DurationVar(&opt.LockWait, "lock-wait", 0, "how long to wait for the directory's lock")
+	if err := flags.Parse(args); err != nil {
+		return "", opt, err
+	}
+	if dir == "" || flags.NArg() > 0 {
+		return "", opt, errors.New("usage: meta-helper -dir DIR")
+	}
+	return dir, opt, nil
+}
+
+func helperArgs(dir string, opt BadgerOptions) []string {
+	return []string{
+		"-dir", dir,
+		fmt.Sprintf("-min-free=%d", opt.MinFreeBytes),
+		fmt.Sprintf("-reserve=%d", opt.ReserveBytes),
+		fmt.Sprintf("-lock-wait=%s", opt.LockWait),
+	}
+}
+
+// beSmall makes this process cheap to keep and first to be killed: losing it
+// costs a restart, losing the parent the device.
+func beSmall() {
+	runtime.GOMAXPROCS(2)
+	debug.SetGCPercent(50)
+	debug.SetMemoryLimit(48 << 20)
+	_ = unix.Munlockall() // page faults are this process's purpose
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("700"), 0); err != nil {
+		fmt.Fprintln(os.Stderr, "meta-helper: oom_score_adj:", err)
+	}
+}
+
+// helper serves one parent.
+type helper struct {
+	server *server
+	active sync.WaitGroup // requests under way
+
+	out  sync.Mutex // held while a frame is written
+	conn net.Conn
+}
+
+func serveHelper(conn net.Conn, dir string, opt BadgerOptions) int {
+	h := &helper{conn: conn}
+	e, err := openEngine(dir, opt)
+	if err != nil {
+		h.reply(replyFrame(0, nil, err))
+		return exitRefused
+	}
+	h.server = newServer(e)
+	debug.FreeOSMemory()
+	h.reply(replyFrame(0, nil, nil))
+	return h.receive()
+}
+
+// receive starts the requests as they come. It returns when the parent is gone,
+// without closing the store: everything acknowledged is durable, and the next
+// helper may be waiting for the directory.
+func (h *helper) receive() int {
+	in := bufio.NewReaderSize(h.conn, 16<<10)
+	for {
+		f, err := readFrame(in)
+		if err != nil {
+			return exitClosed
+		}
+		if operation(f.kind) == opClose {
+			h.active.Wait()
+			h.reply(replyFrame(f.id, nil, h.server.close()))
+			return exitClosed
+		}
+		h.startRequest(f)
+	}
+}
+
+// startRequest needs no bound of its own: the parent has maxInFlight. A store
+// that gave itself up ends the process; the next helper opens it anew.
+func (h *helper) startRequest(f frame) {
+	h.active.Go(func() {
+		progress := func() { h.reply(frame{id: f.id, kind: uint8(statusProgress)}) }
+		reply, err := h.server.handle(request{operation(f.kind), f.payload}, progress)
+		if errors.Is(err, ErrFailed) {
+			h.reply(replyFrame(f.id, nil, fmt.Errorf("%w: %w", ErrUnavailable, err)))
+			os.Exit(exitFailed)
+		}
+		h.reply(replyFrame(f.id, reply, err))
+		if operation(f.kind) == opCommit && len(f.payload) > chunkBytes/2 {
+			debug.FreeOSMemory()
+		}
+	})
+}
+
+// reply ignores errors: the reader meets them too, and ends the process.
+func (h *helper) reply(f frame) {
+	h.out.Lock()
+	defer h.out.Unlock()
+	_ = writeFrame(h.conn, f)
+}
