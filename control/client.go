@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 
 	"trivet/inject"
@@ -118,13 +119,13 @@ func readRefusal(response *http.Response, decoder *json.Decoder) error {
 // cause strips the made-up URL and the repeated path that net/http and net put
 // in front of what went wrong.
 func cause(err error) error {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
 	var outer *url.Error
 	if errors.As(err, &outer) {
-		err = outer.Err
-	}
-	var op *net.OpError
-	if errors.As(err, &op) {
-		err = op.Err
+		return outer.Err
 	}
 	return err
 }

@@ -35,7 +35,7 @@ func (f *clientFlags) register(cmd *cobra.Command) {
 func (f *clientFlags) client(cmd *cobra.Command) (*control.Client, error) {
 	path, err := controlPath(f.control)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", cmd.Name(), err)
+		return nil, fmt.Errorf("%s%w", prefix(cmd), err)
 	}
 	return control.NewClient(path), nil
 }
@@ -72,9 +72,9 @@ func socketIn(path string) (string, error) {
 // explain names the command in an error, and what to do about a dead server.
 func explain(cmd *cobra.Command, err error) error {
 	if errors.Is(err, control.ErrUnreachable) {
-		return fmt.Errorf("%s: %w; is 'trivet serve' running?", cmd.Name(), err)
+		return fmt.Errorf("%s%w; is 'trivet serve' running?", prefix(cmd), err)
 	}
-	return fmt.Errorf("%s: %w", cmd.Name(), err)
+	return fmt.Errorf("%s%w", prefix(cmd), err)
 }
 
 // query makes a command that asks the server one thing and prints the answer,

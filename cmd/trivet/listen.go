@@ -40,7 +40,7 @@ func parseEndpoint(uri string) (endpoint, error) {
 		}
 		return unixEndpoint(socket)
 	case "unix":
-		if u.Host != "" || len(u.Path) < 2 {
+		if u.Host != "" || u.RawQuery != "" || len(u.Path) < 2 {
 			return endpoint{}, fmt.Errorf("%q: write unix:///PATH, with three slashes", uri)
 		}
 		return unixEndpoint(u.Path)

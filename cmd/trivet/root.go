@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -51,8 +52,9 @@ func newRootCommand() *cobra.Command {
 	root.SetVersionTemplate("trivet {{.Version}}\n")
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usagef("%s: %w; 'trivet %s --help' lists the flags", cmd.Name(), err, cmd.Name())
+		return usagef("%s%w; '%s --help' lists the flags", prefix(cmd), err, cmd.CommandPath())
 	})
+	root.SuggestionsMinimumDistance = 2
 	root.AddGroup(
 		&cobra.Group{ID: "serve", Title: "Serve a volume:"},
 		&cobra.Group{ID: "watch", Title: "Watch and break a running server:"},
@@ -72,12 +74,21 @@ func addGrouped(root *cobra.Command, group string, commands ...*cobra.Command) {
 	}
 }
 
+// prefix names the command in front of a refusal, as in 'fault rm: '; nothing
+// for the root.
+func prefix(cmd *cobra.Command) string {
+	if !cmd.HasParent() {
+		return ""
+	}
+	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ") + ": "
+}
+
 func refuseUnknownCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
 	hint := "'trivet --help' lists them"
-	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+	if near := cmd.SuggestionsFor(args[0]); args[0] != "" && len(near) > 0 {
 		hint = fmt.Sprintf("did you mean %q?", near[0])
 	}
 	return usagef("unknown command %q; %s", args[0], hint)
@@ -90,9 +101,9 @@ func wantArgs(names ...string) cobra.PositionalArgs {
 			return nil
 		}
 		if len(args) > len(names) {
-			return usagef("%s: unexpected argument %q; usage: %s", cmd.Name(), args[len(names)], cmd.UseLine())
+			return usagef("%sunexpected argument %q; usage: %s", prefix(cmd), args[len(names)], cmd.UseLine())
 		}
-		return usagef("%s: %s is missing; usage: %s", cmd.Name(), names[len(args)], cmd.UseLine())
+		return usagef("%s%s is missing; usage: %s", prefix(cmd), names[len(args)], cmd.UseLine())
 	}
 }
 

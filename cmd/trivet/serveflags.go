@@ -34,8 +34,8 @@ const (
 type serveFlags struct {
 	size, memory sizeFlag
 	deadline     durationFlag
-	replicas     int
-	shards       int
+	replicas     countFlag
+	shards       countFlag
 	listen       []string
 	slots        []string
 	control      string
@@ -48,8 +48,8 @@ func (f *serveFlags) register(set *pflag.FlagSet) {
 	set.SortFlags = false
 	f.deadline = durationFlag(defaultDeadline)
 	set.Var(&f.size, "size", "size of a new volume, a multiple of 4K")
-	set.IntVar(&f.replicas, "replicas", 0, "copies of a new volume: 1 or 3 (default 3)")
-	set.IntVar(&f.shards, "shards", 0, "shards of a new volume, a power of two (default: by the number of cores)")
+	set.Var(&f.replicas, "replicas", "copies of a new volume: 1 or 3 (default 3)")
+	set.Var(&f.shards, "shards", "shards of a new volume, a power of two (default: by the number of cores)")
 	set.StringArrayVar(&f.listen, "listen", nil, "address to serve on, can be repeated:\n"+
 		"unix:///PATH, nbd+unix:///?socket=PATH, nbd://HOST:PORT\nor tcp://HOST:PORT (default DIR/nbd.sock)")
 	set.StringArrayVar(&f.slots, "slot", nil, "ID=DIR: where a slot lives (default DIR/slot-ID)")
@@ -61,7 +61,7 @@ func (f *serveFlags) register(set *pflag.FlagSet) {
 	set.StringVar(&f.name, "name", "", "name of the export, besides the empty one (default: DIR's name)")
 	set.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	for flag, word := range map[string]string{
-		"replicas": "N", "shards": "N", "listen": "URI", "slot": "ID=DIR", "control": "PATH",
+		"listen": "URI", "slot": "ID=DIR", "control": "PATH",
 		"arena": "DIR", "name": "NAME", "log-level": "LEVEL",
 	} {
 		nameValue(set, flag, word)
@@ -69,10 +69,13 @@ func (f *serveFlags) register(set *pflag.FlagSet) {
 }
 
 // nameValue makes help texts call a flag's value by what it is, not by its Go
-// type.
+// type, and show no empty list as the default.
 func nameValue(set *pflag.FlagSet, flag, word string) {
 	f := set.Lookup(flag)
 	f.Value = namedValue{f.Value, word}
+	if f.DefValue == "[]" {
+		f.DefValue = ""
+	}
 }
 
 type namedValue struct {
@@ -82,14 +85,6 @@ type namedValue struct {
 
 // Type names the value in help texts.
 func (v namedValue) Type() string { return v.word }
-
-// String prints an empty list as nothing, so that help texts show no default.
-func (v namedValue) String() string {
-	if text := v.Value.String(); text != "[]" {
-		return text
-	}
-	return ""
-}
 
 // servePlan is a command line that makes sense.
 type servePlan struct {
@@ -144,7 +139,7 @@ func (f *serveFlags) planSize(p *servePlan) error {
 }
 
 func (f *serveFlags) planShape(p *servePlan) error {
-	p.volume.Replicas, p.volume.Shards = f.replicas, f.shards
+	p.volume.Replicas, p.volume.Shards = int(f.replicas), int(f.shards)
 	if f.replicas != 0 && f.replicas != 1 && f.replicas != 3 {
 		return fmt.Errorf("--replicas %d: a volume has 1 or 3", f.replicas)
 	}
@@ -157,14 +152,14 @@ func (f *serveFlags) planShape(p *servePlan) error {
 func (f *serveFlags) planSlots(p *servePlan) error {
 	count := 3
 	if f.replicas != 0 {
-		count = f.replicas
+		count = int(f.replicas)
 	}
 	p.volume.Slots = map[int]string{}
 	for _, text := range f.slots {
 		idText, where, found := strings.Cut(text, "=")
 		id, err := strconv.Atoi(idText)
 		if !found || err != nil || id < 0 || id >= count || where == "" {
-			return fmt.Errorf("--slot %q: write ID=DIR with an ID from 0 to %d", text, count-1)
+			return fmt.Errorf("--slot %q: write ID=DIR; the volume's first slot is 0, its last %d", text, count-1)
 		}
 		if strings.Contains(where, "://") {
 			return fmt.Errorf("--slot %q: remote slots are not in this build; give a directory", text)

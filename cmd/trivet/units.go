@@ -10,7 +10,9 @@ import (
 )
 
 var (
+	errNumber   = errors.New("not a number; write digits")
 	errSize     = errors.New("not a size; write bytes or 4K, 64M, 1G, 2T")
+	errTooBig   = errors.New("more bytes than 64 bits can count")
 	errDuration = errors.New("not a time; write 100ms, 5s, 2m")
 )
 
@@ -31,7 +33,7 @@ func parseSize(text string) (uint64, error) {
 		return 0, errSize
 	}
 	if value > math.MaxUint64>>shift {
-		return 0, fmt.Errorf("%s is more than 64 bits of bytes: %w", text, errSize)
+		return 0, errTooBig
 	}
 	return value << shift, nil
 }
@@ -150,3 +152,27 @@ func (f *durationFlag) Set(text string) error {
 
 // Type names the value in help texts.
 func (f *durationFlag) Type() string { return "TIME" }
+
+// countFlag is a flag that holds a small number.
+type countFlag int
+
+// String prints the number, and nothing for 0, which means 'not given'.
+func (f *countFlag) String() string {
+	if *f == 0 {
+		return ""
+	}
+	return strconv.Itoa(int(*f))
+}
+
+// Set parses the flag's text.
+func (f *countFlag) Set(text string) error {
+	count, err := strconv.Atoi(text)
+	if err != nil {
+		return errNumber
+	}
+	*f = countFlag(count)
+	return nil
+}
+
+// Type names the value in help texts.
+func (f *countFlag) Type() string { return "N" }
