@@ -18,13 +18,18 @@ import (
 const childRole = "TRIVET_TEST_ROLE"
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == metaHelperCommand {
+		os.Exit(runMetaHelper())
+	}
 	switch os.Getenv(childRole) {
 	case "":
 		goleak.VerifyTestMain(m)
 	case "command":
 		main()
+	case "locked":
+		mannersChild(false)
 	case "unprivileged":
-		unprivilegedChild()
+		mannersChild(true)
 	}
 }
 

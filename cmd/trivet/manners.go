@@ -58,9 +58,19 @@ func becomeIOFlusher() error {
 	if err := unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0); err != nil {
 		return nil // ioFlusher reports it
 	}
-	environment := append(os.Environ(), ioFlusherTried+"=1")
-	err := syscall.Exec("/proc/self/exe", os.Args, environment)
+	err := syscall.Exec(ownProgram(), os.Args, append(os.Environ(), ioFlusherTried+"=1"))
 	return fmt.Errorf("execute the server again as I/O flusher: %w", err)
+}
+
+// ownProgram is the program's file, under its own name while it has one: ps
+// shows the name that was executed. The link works for a file that an upgrade
+// has replaced, too.
+func ownProgram() string {
+	path, err := os.Executable()
+	if err != nil || unix.Access(path, unix.X_OK) != nil {
+		return "/proc/self/exe"
+	}
+	return path
 }
 
 // isIOFlusher reports whether the calling thread has the flag.
@@ -113,7 +123,7 @@ func ioFlusher() (string, error) {
 			"when memory is short, the server may wait for its own device", err)
 	}
 	if !isIOFlusher() {
-		return "", errors.New("lost at exec: when memory is short, the server may wait for its own device")
+		return "", errors.New("not set: when memory is short, the server may wait for its own device")
 	}
 	return "set on every thread", nil
 }
