@@ -247,54 +247,72 @@ type chunk struct {
 	extents []uint32 // of a status: length, state, ...
 }
 
-// await receives the reply to a request that is the only one in flight.
-func (c *client) await(r req) reply {
-	c.tb.Helper()
-	magic := binary.BigEndian.Uint32(c.recv(4))
-	switch {
-	case magic == 0x67446698:
-		return c.awaitSimple(r)
-	case magic == 0x668e33ef && c.structured:
-		return c.awaitChunks(r)
-	}
-	c.tb.Fatalf("reply magic %#x", magic)
-	return reply{}
+// exchange is a request and what came back for it so far.
+type exchange struct {
+	req
+	reply
 }
 
-func (c *client) awaitSimple(r req) reply {
-	c.tb.Helper()
-	out := reply{errno: binary.BigEndian.Uint32(c.recv(4))}
-	if cookie := binary.BigEndian.Uint64(c.recv(8)); cookie != r.cookie {
-		c.tb.Fatalf("cookie %#x, want %#x", cookie, r.cookie)
+// exchanges are the requests in flight, by cookie.
+type exchanges map[uint64]*exchange
+
+func (x exchanges) add(r req) {
+	e := &exchange{req: r}
+	if r.kind == cmdRead && r.length <= 32<<20 {
+		e.data = bytes.Repeat([]byte{0xEE}, int(r.length))
 	}
-	if c.structured && (r.kind == cmdRead || r.kind == cmdBlockStatus) {
-		c.tb.Fatalf("simple reply to command %d after structured replies were negotiated", r.kind)
-	}
-	if out.errno == 0 && r.kind == cmdRead {
-		out.data = c.recv(int(r.length))
-	}
-	return out
+	x[r.cookie] = e
 }
 
-func (c *client) awaitChunks(r req) reply {
+// receive receives messages until one of the exchanges is complete, which it
+// takes out.
+func (c *client) receive(in exchanges) *exchange {
 	c.tb.Helper()
-	out := reply{}
-	if r.kind == cmdRead {
-		out.data = bytes.Repeat([]byte{0xEE}, int(r.length))
-	}
 	for {
-		h := c.recv(16)
-		flags, kind := binary.BigEndian.Uint16(h), binary.BigEndian.Uint16(h[2:])
-		if cookie := binary.BigEndian.Uint64(h[4:]); cookie != r.cookie {
-			c.tb.Fatalf("cookie %#x, want %#x", cookie, r.cookie)
+		magic := binary.BigEndian.Uint32(c.recv(4))
+		var e *exchange
+		var done bool
+		switch {
+		case magic == 0x67446698:
+			e, done = c.receiveSimple(in), true
+		case magic == 0x668e33ef && c.structured:
+			e, done = c.receiveChunk(in)
+		default:
+			c.tb.Fatalf("reply magic %#x", magic)
 		}
-		body := c.recv(int(binary.BigEndian.Uint32(h[12:])))
-		out.take(c.tb, r, kind, body)
-		if flags&1 != 0 {
-			return out
+		if done {
+			delete(in, e.cookie)
+			return e
 		}
-		c.expect(uint32(0x668e33ef))
 	}
+}
+
+func (c *client) receiveSimple(in exchanges) *exchange {
+	c.tb.Helper()
+	h := c.recv(12)
+	e := in[binary.BigEndian.Uint64(h[4:])]
+	if e == nil {
+		c.tb.Fatalf("reply to %#x, which is not in flight", h[4:])
+	}
+	e.errno = binary.BigEndian.Uint32(h)
+	if c.structured && (e.kind == cmdRead || e.kind == cmdBlockStatus) {
+		c.tb.Fatalf("simple reply to command %d after structured replies were negotiated", e.kind)
+	}
+	if e.errno == 0 && e.kind == cmdRead {
+		copy(e.data, c.recv(int(e.length)))
+	}
+	return e
+}
+
+func (c *client) receiveChunk(in exchanges) (e *exchange, done bool) {
+	c.tb.Helper()
+	h := c.recv(16)
+	flags, kind := binary.BigEndian.Uint16(h), binary.BigEndian.Uint16(h[2:])
+	if e = in[binary.BigEndian.Uint64(h[4:])]; e == nil {
+		c.tb.Fatalf("chunk for %#x, which is not in flight", h[4:12])
+	}
+	e.take(c.tb, e.req, kind, c.recv(int(binary.BigEndian.Uint32(h[12:]))))
+	return e, flags&1 != 0
 }
 
 // take adds a chunk to the reply.
@@ -338,6 +356,14 @@ func (c *client) do(r req) reply {
 	}
 	c.request(r)
 	return c.await(r)
+}
+
+// await receives the reply to a request that is the only one in flight.
+func (c *client) await(r req) reply {
+	c.tb.Helper()
+	in := exchanges{}
+	in.add(r)
+	return c.receive(in).reply
 }
 
 // must does a request that has to succeed.

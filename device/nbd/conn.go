@@ -131,7 +131,9 @@ func (c *conn) report(e event, err error) {
 // read more.
 func (c *conn) transmit() error {
 	for {
-		c.beginBatch()
+		if err := c.beginBatch(); err != nil {
+			return err
+		}
 		need, err := c.parse()
 		c.endBatch()
 		if err != nil {
@@ -154,7 +156,7 @@ func (c *conn) parse() (need int, err error) {
 		}
 		if c.taken.replyBytes-c.unsentAt >= earlySendBytes {
 			c.endBatch()
-			c.beginBatch()
+			err = errors.Join(err, c.beginBatch())
 		}
 	}
 	return need, err
@@ -267,19 +269,12 @@ func (c *conn) fits(replyBytes, writeBytes uint64) bool {
 // awaitRoom sends what is ready and waits until the quotas have room.
 func (c *conn) awaitRoom(replyBytes, writeBytes uint64) error {
 	c.endBatch()
-	defer c.beginBatch()
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	for {
-		c.seen = c.returned
-		if c.fits(replyBytes, writeBytes) {
-			return nil
-		}
-		if c.dead {
-			return net.ErrClosed
-		}
+	for c.seen = c.returned; !c.fits(replyBytes, writeBytes); c.seen = c.returned {
 		c.wait()
 	}
+	c.mu.Unlock()
+	return c.beginBatch()
 }
 
 // wait waits until something was returned. c.mu is held.

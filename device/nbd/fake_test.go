@@ -1,9 +1,11 @@
 package nbd_test
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"time"
 
 	"trivet/device"
 )
@@ -15,17 +17,58 @@ const blockSize = 4096
 // in random order, on a goroutine of its own.
 type fake struct {
 	info device.Info
-	fail func(*device.Request) error // nil: nothing fails
 
-	mu      sync.Mutex
-	volatil []byte // what reads see
-	durable []byte // what a power cut leaves; nil: not tracked
-	stored  []bool // by block
-	calls   []call // what was submitted, if recording
+	mu      sync.Mutex                  // guards what follows, down to record
+	fail    func(*device.Request) error // nil: nothing fails
+	content []byte                      // what reads see
+	durable []byte                      // what a power cut leaves; nil: not tracked
+	stored  []bool                      // by block
+	calls   []call                      // what was submitted, if recording
 	record  bool
 
 	queue chan *device.Request // nil: complete inline
 	done  chan struct{}
+
+	holding bool                 // requests wait for release
+	held    chan *device.Request // those that do
+	load    map[device.Op]uint64 // bytes held, by operation
+	peak    map[device.Op]uint64 // the most bytes ever held
+}
+
+// hold makes requests wait for release.
+func (f *fake) hold() {
+	f.holding = true
+	f.held = make(chan *device.Request, 1<<14)
+	f.load, f.peak = map[device.Op]uint64{}, map[device.Op]uint64{}
+}
+
+// release completes the next request that is held, awaiting it.
+func (f *fake) release(tb testing.TB) call {
+	tb.Helper()
+	select {
+	case r := <-f.held:
+		was := call{r.Op, r.Flags, r.Offset, r.Length}
+		f.mu.Lock()
+		f.load[r.Op] -= uint64(r.Length)
+		f.mu.Unlock()
+		f.finish(r)
+		return was
+	case <-time.After(patience):
+		tb.Fatal("no request arrived")
+		panic("unreachable")
+	}
+}
+
+// park holds a request.
+func (f *fake) park(r *device.Request) {
+	f.mu.Lock()
+	f.load[r.Op] += uint64(r.Length)
+	f.peak[r.Op] = max(f.peak[r.Op], f.load[r.Op])
+	f.mu.Unlock()
+	if r.Op == device.Write {
+		r.Data = append([]byte(nil), r.Data...)
+	}
+	f.held <- r
 }
 
 // call is a submitted request as the device saw it.
@@ -39,12 +82,13 @@ type call struct {
 func newFake(size uint64) *fake {
 	return &fake{
 		info:    device.Info{Name: "volume", SizeBytes: size},
-		volatil: make([]byte, size),
+		content: make([]byte, size),
 		stored:  make([]bool, (size+blockSize-1)/blockSize),
 	}
 }
 
-// startAsync makes completions come from another goroutine, shuffled.
+// startAsync makes completions come from another goroutine, shuffled. It is
+// called before the server starts, and so ends after it.
 func (f *fake) startAsync(tb testing.TB, seed uint64) {
 	f.queue = make(chan *device.Request, 1<<14)
 	f.done = make(chan struct{})
@@ -95,17 +139,13 @@ func (f *fake) next(wait bool) (r *device.Request, ok bool) {
 func (f *fake) Info() device.Info { return f.info }
 
 func (f *fake) Submit(r *device.Request) {
-	if f.record {
-		f.mu.Lock()
-		f.calls = append(f.calls, call{r.Op, r.Flags, r.Offset, r.Length})
-		f.mu.Unlock()
+	if r.Err = f.note(r); r.Err != nil {
+		r.Done(r)
+		return
 	}
-	if f.fail != nil {
-		if err := f.fail(r); err != nil {
-			r.Err = err
-			r.Done(r)
-			return
-		}
+	if f.holding {
+		f.park(r)
+		return
 	}
 	if f.queue == nil {
 		f.finish(r)
@@ -115,6 +155,26 @@ func (f *fake) Submit(r *device.Request) {
 		r.Data = append([]byte(nil), r.Data...)
 	}
 	f.queue <- r
+}
+
+// note records a request and tells whether it is to fail.
+func (f *fake) note(r *device.Request) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.record {
+		f.calls = append(f.calls, call{r.Op, r.Flags, r.Offset, r.Length})
+	}
+	if f.fail == nil {
+		return nil
+	}
+	return f.fail(r)
+}
+
+// failWith sets what fails from now on.
+func (f *fake) failWith(fail func(*device.Request) error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fail = fail
 }
 
 // finish performs and completes a request.
@@ -129,15 +189,15 @@ func (f *fake) perform(r *device.Request) {
 	from, to := r.Offset, r.Offset+uint64(r.Length)
 	switch r.Op {
 	case device.Read:
-		copy(r.Data, f.volatil[from:to])
+		copy(r.Data, f.content[from:to])
 		if r.Flags&device.WantExtents != 0 {
 			r.Extents = f.extents(r.Extents[:0], from, to)
 		}
 	case device.Write:
-		copy(f.volatil[from:to], r.Data)
+		copy(f.content[from:to], r.Data)
 		f.mark(from, to, true)
 	case device.Trim, device.WriteZeroes:
-		clear(f.volatil[from:to])
+		clear(f.content[from:to])
 		f.mark(from, to, r.Flags&device.NoHole != 0)
 	case device.BlockStatus:
 		r.Extents = f.extents(r.Extents[:0], from, to)
@@ -145,10 +205,10 @@ func (f *fake) perform(r *device.Request) {
 			r.Extents = r.Extents[:1]
 		}
 	case device.Flush:
-		copy(f.durable, f.volatil)
+		copy(f.durable, f.content)
 	}
 	if r.Flags&device.FUA != 0 && f.durable != nil {
-		copy(f.durable[from:to], f.volatil[from:to])
+		copy(f.durable[from:to], f.content[from:to])
 	}
 }
 
@@ -180,6 +240,20 @@ func (f *fake) extents(out []device.Extent, from, to uint64) []device.Extent {
 		from = end
 	}
 	return out
+}
+
+// snapshot copies what reads see, and what a power cut would leave.
+func (f *fake) snapshot() (content, durable []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return bytes.Clone(f.content), bytes.Clone(f.durable)
+}
+
+// bytes copies a part of what reads see.
+func (f *fake) bytes(offset uint64, n uint32) []byte {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return bytes.Clone(f.content[offset : offset+uint64(n)])
 }
 
 // recorded returns what was submitted so far, and forgets it.

@@ -3,6 +3,7 @@ package nbd
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"syscall"
 	"time"
@@ -160,12 +161,17 @@ func (s *segment) free(pool *bufferPool) uint64 {
 	return cost
 }
 
-// beginBatch makes completions leave their replies to the reader.
-func (c *conn) beginBatch() {
-	c.mu.Lock()
-	c.batching = true
-	c.mu.Unlock()
+// beginBatch makes completions leave their replies to the reader. It fails
+// when the connection was given up.
+func (c *conn) beginBatch() error {
 	c.unsentAt = c.taken.replyBytes
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dead {
+		return net.ErrClosed
+	}
+	c.batching = true
+	return nil
 }
 
 // endBatch sends what completed in the batch, as far as that needs no waiting.
