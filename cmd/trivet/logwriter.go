@@ -59,12 +59,15 @@ func (w *logWriter) drain() {
 }
 
 // Close writes what waits and joins the goroutine, unless the reader of the log
-// is stuck: a stop must not wait for it either. Later lines are lost.
+// is stuck: a stop must not wait for it either. Later lines are lost; a second
+// Close waits like the first.
 func (w *logWriter) Close() {
 	w.mu.Lock()
-	w.closed = true
+	if !w.closed {
+		w.closed = true
+		close(w.lines)
+	}
 	w.mu.Unlock()
-	close(w.lines)
 	select {
 	case <-w.drained:
 	case <-time.After(logCloseTimeout):

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -61,7 +63,10 @@ func serve(ctx context.Context, plan servePlan, stdout, stderr io.Writer) error 
 	defer logWriter.Close()
 	log := slog.New(slog.NewTextHandler(logWriter, &slog.HandlerOptions{Level: plan.logLevel}))
 	plan.volume.Log = log
-	ctx, signals := startStopSignals(ctx, log)
+	ctx, signals := startStopSignals(ctx, log, func(status int) {
+		logWriter.Close() // the reason for the end is in it
+		os.Exit(status)
+	})
 	defer signals.Close()
 
 	checks := takeManners(log)
@@ -92,16 +97,14 @@ type server struct {
 	volume   Volume
 	frontend *frontend
 	control  *control.Server
-	uris     []string // one a listener
+	uris     []string    // one a listener
+	draining atomic.Bool // set by close, for Status
 }
 
 // startServer opens the volume, which takes its lock, and only then touches
 // sockets: those of a running server are safe from us.
 func startServer(ctx context.Context, plan servePlan, checks []control.Check) (*server, error) {
-	if err := os.MkdirAll(plan.volume.Dir, 0o755); err != nil {
-		return nil, fmt.Errorf("make the directory: %w", bareSyscall(err))
-	}
-	volume, err := openVolume(ctx, plan.volume)
+	volume, err := openOrCreate(ctx, plan.volume)
 	if errors.Is(err, errNoVolume) {
 		return nil, fmt.Errorf("%w; give --size to create one", err)
 	}
@@ -115,6 +118,19 @@ func startServer(ctx context.Context, plan servePlan, checks []control.Check) (*
 		return nil, errors.Join(err, volume.Close(closing))
 	}
 	return s, nil
+}
+
+// openOrCreate makes the directory of a new volume alone: a mistyped name must
+// not leave one behind.
+func openOrCreate(ctx context.Context, o VolumeOptions) (Volume, error) {
+	if o.SizeBytes == 0 {
+		if _, err := os.Stat(o.Dir); errors.Is(err, fs.ErrNotExist) {
+			return nil, errNoVolume
+		}
+	} else if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make the directory: %w", bareSyscall(err))
+	}
+	return openVolume(ctx, o)
 }
 
 // listen binds all addresses before it serves the first, so that a server
@@ -147,6 +163,7 @@ func (s *server) listen() error {
 // takes long is when people look. Faults end first: a hang that is released
 // only by its rule would hold up the drain.
 func (s *server) close() error {
+	s.draining.Store(true)
 	if removed := s.volume.Faults().Clear(); removed > 0 {
 		s.plan.volume.Log.Info("faults removed", "count", removed)
 	}
@@ -162,6 +179,9 @@ func (s *server) Status() control.Status {
 	status.UptimeSeconds = time.Since(s.started).Seconds()
 	status.Connections = s.frontend.Connections()
 	status.Process = s.checks
+	if s.draining.Load() {
+		status.State = control.Draining
+	}
 	return status
 }
 

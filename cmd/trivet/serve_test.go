@@ -206,6 +206,9 @@ func TestServeRefusesWhatItCannotDo(t *testing.T) {
 		if code := c.wait(t); code != exitFailure {
 			t.Errorf("%v: exit %d", test.args, code)
 		}
+		if _, err := os.Stat(filepath.Join(dir, "new")); !os.IsNotExist(err) {
+			t.Errorf("a directory was made for nothing: %v", err)
+		}
 		refusal := lastLine(c.stderr.String())
 		if !strings.HasPrefix(refusal, "trivet: serve ") || !strings.Contains(refusal, test.says) {
 			t.Errorf("%v: refused with %q, want %q", test.args, refusal, test.says)
@@ -258,12 +261,11 @@ func TestServerLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestSecondSignalEndsAtOnce replaces the exit alone.
+// TestSecondSignalEndsAtOnce replaces nothing but the exit.
 func TestSecondSignalEndsAtOnce(t *testing.T) {
 	exited := make(chan int, 1)
-	ctx, signals := startStopSignals(context.Background(), slog.New(slog.DiscardHandler))
+	ctx, signals := startStopSignals(context.Background(), slog.New(slog.DiscardHandler), func(status int) { exited <- status })
 	defer signals.Close()
-	signals.exit = func(status int) { exited <- status }
 	signals.signals <- syscall.SIGTERM
 	<-ctx.Done()
 	signals.signals <- syscall.SIGTERM

@@ -17,17 +17,17 @@ type stopSignals struct {
 	done    chan struct{} // closed by Close
 	joined  sync.WaitGroup
 	cancel  context.CancelFunc
-	exit    func(status int) // os.Exit, except in tests
+	exit    func(status int) // ends the process
 	log     *slog.Logger
 }
 
-func startStopSignals(parent context.Context, log *slog.Logger) (context.Context, *stopSignals) {
+func startStopSignals(parent context.Context, log *slog.Logger, exit func(status int)) (context.Context, *stopSignals) {
 	ctx, cancel := context.WithCancel(parent)
 	s := &stopSignals{
 		signals: make(chan os.Signal, 2), // the package drops what does not fit
 		done:    make(chan struct{}),
 		cancel:  cancel,
-		exit:    os.Exit,
+		exit:    exit,
 		log:     log,
 	}
 	signal.Ignore(syscall.SIGPIPE)

@@ -207,8 +207,11 @@ func checkText(c control.Check) string {
 
 func printInflight(out io.Writer, list []control.Inflight) {
 	for _, r := range list {
-		line := fmt.Sprintf("%s %d at %#x: %s in %s", r.Op, r.LengthBytes, r.OffsetBytes,
-			formatAge(r.AgeSeconds), r.Stage)
+		line := r.Op
+		if r.LengthBytes > 0 {
+			line += fmt.Sprintf(" %d at %#x", r.LengthBytes, r.OffsetBytes)
+		}
+		line += fmt.Sprintf(": %s in %s", formatAge(r.AgeSeconds), r.Stage)
 		if r.Waiting != "" {
 			line += ", waiting for " + r.Waiting
 		}
