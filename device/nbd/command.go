@@ -130,8 +130,9 @@ type command struct {
 	// (the whole) and one command for each chunk (a part, which names it).
 	// parts counts those not completed, and one for the payload that the
 	// reader still awaits. Guarded by conn.mu.
-	whole *command
-	parts int
+	whole     *command
+	parts     int
+	abandoned bool // the payload will not be complete: no reply
 }
 
 // newCommand makes a command whose Done needs no allocation later on.
@@ -165,6 +166,7 @@ func (cmd *command) fail(errno uint32, reason string) {
 func (cmd *command) forget() {
 	cmd.request.Data = nil
 	cmd.whole = nil
+	cmd.abandoned = false
 	cmd.reserved = 0
 	if cap(cmd.request.Extents) > keptExtents {
 		cmd.request.Extents = nil

@@ -2,6 +2,7 @@ package nbd_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -78,10 +79,7 @@ func TestReadWrite(t *testing.T) {
 			if i%2 == 0 {
 				off &^= 4095
 			}
-			data := make([]byte, n)
-			for j := range data {
-				data[j] = byte(rng.Uint32())
-			}
+			data := bytes.Repeat(binary.BigEndian.AppendUint64(nil, rng.Uint64()), n/8+1)[:n]
 			copy(model[off:], data)
 			c.must(req{kind: cmdWrite, offset: uint64(off), payload: data})
 			from := max(0, off-100)

@@ -46,12 +46,12 @@ type conn struct {
 	session session
 
 	// Of the reader alone.
-	in       input
-	payload  payload  // the long write whose payload is being received
-	free     *command // commands to use next
-	taken    usage
-	seen     usage // returned, when the reader last looked
-	unsentAt uint64
+	in      input
+	payload payload  // the long write whose payload is being received
+	free    *command // commands to use next
+	taken   usage
+	seen    usage // returned, when the reader last looked
+	unsent  int   // bytes read for replies since the batch began
 
 	mu       sync.Mutex // guards what follows
 	room     sync.Cond  // the reader waits on it for what comes back
@@ -86,7 +86,7 @@ func newConn(s *Server, nc net.Conn) (*conn, error) {
 		kick: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	c.room.L = &c.mu
-	c.out.init(c)
+	c.out.write = c.out.writeOnce
 	return c, nil
 }
 
@@ -100,14 +100,12 @@ var errNotSocket = errors.New("not a socket")
 func (c *conn) serve() {
 	defer c.nc.Close()
 	c.in.mem = make([]byte, inputBytes)
-	session, err := c.negotiate()
-	if err != nil {
+	if err := c.negotiate(); err != nil {
 		c.report(eventHandshake, err)
 		return
 	}
-	c.session = session
 	c.startWriter()
-	err = c.transmit()
+	err := c.transmit()
 	c.drain()
 	close(c.kick)
 	<-c.done
@@ -154,7 +152,7 @@ func (c *conn) parse() (need int, err error) {
 		} else {
 			need, err = c.receiveRequest()
 		}
-		if c.taken.replyBytes-c.unsentAt >= earlySendBytes {
+		if c.unsent >= earlySendBytes {
 			c.endBatch()
 			err = errors.Join(err, c.beginBatch())
 		}
@@ -209,6 +207,7 @@ func (c *conn) submit(h *protocol.TransmissionRequestHeader) error {
 	if h.Type == cmdRead {
 		cmd.reply = c.srv.pool.take(classFor(int(h.Length)))
 		cmd.request.Data = cmd.reply.payload(int(h.Length))
+		c.unsent += int(h.Length)
 	}
 	c.srv.backend.Submit(&cmd.request)
 	return nil

@@ -18,20 +18,21 @@ const (
 
 // negotiate runs the handshake on the connection, within the time that one may
 // take. What the client sent ahead stays in the input.
-func (c *conn) negotiate() (session, error) {
+func (c *conn) negotiate() error {
 	if err := c.nc.SetDeadline(time.Now().Add(c.srv.opts.HandshakeTimeout)); err != nil {
-		return session{}, fmt.Errorf("set deadline: %w", err)
+		return fmt.Errorf("set deadline: %w", err)
 	}
 	c.in.stall = 0
 	h := &handshake{export: c.srv.backend.Info()}
 	if err := c.haggle(h); err != nil {
-		return session{}, err
+		return err
 	}
+	c.session = h.session()
 	c.in.stall = c.srv.opts.MessageTimeout
 	if err := c.nc.SetDeadline(time.Time{}); err != nil {
-		return session{}, fmt.Errorf("set deadline: %w", err)
+		return fmt.Errorf("set deadline: %w", err)
 	}
-	return h.session(), nil
+	return nil
 }
 
 // haggle greets the client and answers its options until one of them ends the

@@ -199,7 +199,8 @@ func TestMetaContext(t *testing.T) {
 	c.option(optSetMeta, metaOption("nope", "base:allocation"))
 	c.expectReply(optSetMeta, errUnknown)
 	for _, data := range [][]byte{
-		{}, wire(uint32(0)), wire(uint32(0), uint32(1)), wire(uint32(0), uint32(1<<32-1)),
+		{},
+		wire(uint32(0)), wire(uint32(0), uint32(1)), wire(uint32(0), uint32(1<<32-1)),
 		wire(uint32(0), uint32(1), uint32(1<<32-1), "base:"), wire(uint32(9), "volume"),
 		wire(uint32(0), uint32(0), "trailing"),
 	} {

@@ -49,17 +49,20 @@ func chunkLeft(offset uint64) uint32 { return uint32(chunkBytes - offset%chunkBy
 // beginPayload begins to receive the payload of a write that takes several
 // chunks or, with an error, to drain it.
 func (c *conn) beginPayload(h *protocol.TransmissionRequestHeader, errno uint32, reason string) error {
+	c.in.consume(requestBytes)
+	if h.Length > maxDrained {
+		if err := c.answer(h, errno, reason); err != nil {
+			return err
+		}
+		return fmt.Errorf("%w: write with a payload of %d bytes, at most %d are drained", errOutOfStep, h.Length, maxDrained)
+	}
 	if err := c.admit(0, 0); err != nil {
 		return err
 	}
-	c.in.consume(requestBytes)
 	cmd := c.command(h)
 	cmd.fail(errno, reason)
 	cmd.parts = 1
 	c.payload = payload{head: *h, cmd: cmd, at: h.Offset, left: uint64(h.Length)}
-	if h.Length > maxDrained {
-		return fmt.Errorf("%w: write with a payload of %d bytes, at most %d are drained", errOutOfStep, h.Length, maxDrained)
-	}
 	if h.Length == 0 {
 		c.endPayload()
 	}
@@ -133,14 +136,15 @@ func (c *conn) endPayload() {
 	c.finishPart(whole)
 }
 
-// abandonPayload fails a write whose payload will not come any more. What was
-// received of it has been written, as proto.md allows.
+// abandonPayload ends a write whose payload will not come any more. It is not
+// answered: a kernel whose server goes away in the middle sends it again to the
+// next one, but would pass an error on to its filesystem.
 func (c *conn) abandonPayload() {
 	if c.payload.cmd == nil {
 		return
 	}
 	c.mu.Lock()
-	c.payload.cmd.fail(errnoInvalid, "payload above the advertised maximum")
+	c.payload.cmd.abandoned = true
 	c.mu.Unlock()
 	c.endPayload()
 }

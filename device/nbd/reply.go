@@ -48,8 +48,13 @@ func (c *conn) finishPart(whole *command) {
 
 // finish queues the reply of a command and frees it. c.mu is held.
 func (c *conn) finish(cmd *command) {
-	o := &c.pending
 	c.finished++
+	if cmd.abandoned {
+		c.returned.commands++
+		c.recycle(cmd)
+		return
+	}
+	o := &c.pending
 	o.commands++
 	switch {
 	case cmd.errno != 0 && c.session.structured:
