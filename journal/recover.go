@@ -187,8 +187,10 @@ func (r *Recovery) replay() error {
 func (r *Recovery) enter(h *header) {
 	l := r.Lane
 	r.segment, r.offset, r.chain = h, 1, h.crc
-	s := &segmentInfo{index: h.segment, life: h.life, previous: h.previous, firstLSN: h.firstLSN, lastLSN: h.tail, used: 1, state: segmentSealed}
-	l.segments.add(s)
+	// A checkpoint that began while the segment was open and empty holds it.
+	if s := l.segments.byIndex[h.segment]; s == nil || s.life != h.life {
+		l.segments.add(&segmentInfo{index: h.segment, life: h.life, previous: h.previous, firstLSN: h.firstLSN, lastLSN: h.tail, used: 1, state: segmentSealed})
+	}
 	l.position = replayPosition{segment: h.segment, life: h.life, offset: 1, chain: h.crc}
 	r.Adopted = append(r.Adopted, h.segment)
 }
