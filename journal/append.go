@@ -189,9 +189,6 @@ func (l *Lane) room(now time.Duration) bool {
 // seal syncs the open segment as the last operation on it, so that durability
 // stays a prefix across segments.
 func (l *Lane) seal(now time.Duration) {
-	if s := l.segments.byIndex[l.open.Index]; s != nil {
-		s.state, s.dirty = segmentSealed, true
-	}
 	l.chained, l.tail = l.open.Life, l.batched
 	io := l.free(now)
 	io.Durable, io.Close, io.through, io.named, io.after = true, true, l.batched, l.named, l.issued
@@ -256,6 +253,10 @@ func (l *Lane) ioDone(io *IO, now time.Duration) {
 	if io.Durable {
 		l.settled = io.after
 		l.vouched = max(l.vouched, io.named)
+	}
+	if io.Close && io.Durable { // not earlier: an append under way must not meet a recycled segment
+		s := l.segments.byIndex[io.Segment.Index]
+		s.state, s.dirty = segmentSealed, true
 	}
 }
 

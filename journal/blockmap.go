@@ -143,18 +143,19 @@ func (m *blockMap) resident(r Region) *page {
 	p.region, p.loaded = r, !m.stored.has(r)
 	m.pages[r] = p
 	m.clean.push(p)
-	m.evict()
+	m.evict(p)
 	return p
 }
 
 // evict drops clean pages until the budget holds, giving those that were used
 // since its last look a second chance. It looks at a few pages a call, so
-// that a step stays short.
-func (m *blockMap) evict() {
+// that a step stays short. The page keep is about to be used and stays, even
+// when nothing else can go.
+func (m *blockMap) evict(keep *page) {
 	for looks := 0; len(m.pages) > m.budget && looks < 8 && m.clean.len > 1; looks++ {
 		p := m.clean.oldest
 		m.clean.remove(p)
-		if p.referenced || !p.evictable() {
+		if p == keep || p.referenced || !p.evictable() {
 			p.referenced = false
 			m.clean.push(p)
 			continue
@@ -256,7 +257,7 @@ func (m *blockMap) install(r Region, encoded []byte) error {
 		case !p.isKnown(i):
 			p.entries[i] = stored.entries[i]
 		case stored.entries[i].Content == Data:
-			m.segments.addLive(stored.entries[i], -1) // overwritten before it was known
+			m.segments.overwritten(stored.entries[i], p.frozen || p.shadow != nil && p.shadow.isKnown(i))
 		}
 	}
 	p.complete(&stored)

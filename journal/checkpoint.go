@@ -78,6 +78,7 @@ func (l *Lane) checkpoint(now time.Duration) {
 		l.Want(c.lsn)
 		return
 	}
+	l.putSegments()
 	l.putChunks()
 	c.op.busy, c.op.Err = true, nil
 	l.exec.Commit(&c.op)
@@ -97,14 +98,23 @@ func (l *Lane) beginCheckpoint() {
 	l.blocks.freeze()
 	c.put(laneKey(l.cfg.ID.Shard), l.record().encode())
 	for _, s := range l.segments.order {
-		switch {
-		case s.live == 0 && s.state != segmentOpen && s.lastLSN <= c.lsn:
-			s.doomed = true
-			c.put(segmentKey(l.cfg.ID.Shard, s.index), nil)
-		case s.dirty:
-			c.put(segmentKey(l.cfg.ID.Shard, s.index), s.encode(nil))
-			s.dirty = false
+		s.doomed = s.live == 0 && s.state != segmentOpen && s.lastLSN <= c.lsn
+		s.storing, s.frozen, s.dirty = s.dirty && !s.doomed, s.live, false
+	}
+}
+
+// putSegments adds the segment table to the commit, as it was when the
+// checkpoint began. It comes last, for the counts are right only once every
+// frozen page was loaded.
+func (l *Lane) putSegments() {
+	for _, s := range l.segments.order {
+		switch key := segmentKey(l.cfg.ID.Shard, s.index); {
+		case s.doomed:
+			l.ckpt.put(key, nil)
+		case s.storing:
+			l.ckpt.put(key, s.encode(nil, s.frozen))
 		}
+		s.storing = false
 	}
 }
 
@@ -187,7 +197,7 @@ func (l *Lane) abortCheckpoint() {
 	}
 	l.blocks.unfreeze()
 	for _, s := range l.segments.order {
-		s.dirty, s.doomed = true, false
+		s.dirty, s.storing, s.doomed = true, false, false
 	}
 }
 

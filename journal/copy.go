@@ -219,7 +219,7 @@ func (c *Copier) commit(stamp Stamp, incomplete bool) error {
 		l.encodePage(p)
 	}
 	for _, s := range l.segments.order {
-		l.ckpt.put(segmentKey(shard, s.index), s.encode(nil))
+		l.ckpt.put(segmentKey(shard, s.index), s.encode(nil, s.live))
 		s.dirty = false
 	}
 	l.putChunks()

@@ -9,8 +9,8 @@ import (
 type segmentState uint8
 
 const (
-	segmentOpen      segmentState = iota // batches are appended to it
-	segmentSealed                        // complete
+	segmentOpen      segmentState = iota // operations on it are under way, or will be
+	segmentSealed                        // complete, synced and closed
 	segmentCondemned                     // an append or sync failed: never written again in this life
 )
 
@@ -22,10 +22,12 @@ type segmentInfo struct {
 	firstLSN LSN
 	lastLSN  LSN    // of the last batch written to it
 	used     uint32 // blocks, header and descriptors included
-	live     int32  // data blocks that the map names
+	live     int32  // data blocks that the map names, or may name where it is not loaded
+	frozen   int32  // live as of the checkpoint under way, which stores it
 	state    segmentState
 	pins     int32 // reads under way; a pinned segment is not recycled
 	dirty    bool  // differs from what the last checkpoint stored
+	storing  bool  // the checkpoint under way stores it
 	doomed   bool  // without live blocks in the checkpoint under way
 	dead     bool  // and that checkpoint is durable: free once unpinned
 }
@@ -69,6 +71,18 @@ func (t *segmentTable) addLive(e Entry, delta int32) {
 	}
 }
 
+// overwritten takes back the count of an entry that turns out, once its page is
+// loaded, to have been replaced. before tells that this was before the
+// checkpoint under way began, whose counts then have to say so as well: its
+// pages do not name the place.
+func (t *segmentTable) overwritten(e Entry, before bool) {
+	t.addLive(e, -1)
+	if s := t.of(e); before {
+		s.frozen--
+		s.storing = true
+	}
+}
+
 // removeDead takes the dead, unpinned segments out of the table and returns
 // their indexes.
 func (t *segmentTable) removeDead() (free []uint32) {
@@ -90,14 +104,15 @@ func (t *segmentTable) removeDead() (free []uint32) {
 // (4), live (4), state (1), little-endian.
 const segmentStored = 33
 
-func (s *segmentInfo) encode(b []byte) []byte {
+// encode appends the stored form, with the live count of the moment it is for.
+func (s *segmentInfo) encode(b []byte, live int32) []byte {
 	le := binary.LittleEndian
 	b = le.AppendUint32(b, s.life)
 	b = le.AppendUint32(b, s.previous)
 	b = le.AppendUint64(b, uint64(s.firstLSN))
 	b = le.AppendUint64(b, uint64(s.lastLSN))
 	b = le.AppendUint32(b, s.used)
-	b = le.AppendUint32(b, uint32(s.live))
+	b = le.AppendUint32(b, uint32(live))
 	return append(b, byte(s.state))
 }
 
