@@ -243,8 +243,8 @@ func (c *client) write(data []byte, offset uint64, flags uint16) error {
 	return c.do(cmdWrite, flags, offset, uint32(len(data)), data)
 }
 
-// flush makes what was acknowledged durable.
-func (c *client) flush() error { return c.do(cmdFlush, 0, 0, 0, nil) }
+// sizeBytes is the size of the export.
+func (c *client) sizeBytes() uint64 { return c.size }
 
 // close ends the connection; requests in flight fail.
 func (c *client) close() {

@@ -23,7 +23,7 @@ const (
 // model that outlives it.
 type load struct {
 	model  *model
-	socket string
+	dial   func(context.Context) (export, error)
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 
@@ -35,8 +35,15 @@ type load struct {
 // startLoad begins at once and waits for the server to come if it is not
 // there yet. The load ends when stop is called, or its connections break.
 func startLoad(ctx context.Context, m *model, socket string, random *rand.Rand) *load {
+	return startLoadOn(ctx, m, random, func(ctx context.Context) (export, error) {
+		return redial(ctx, socket)
+	})
+}
+
+// startLoadOn is startLoad with the client's way to connect.
+func startLoadOn(ctx context.Context, m *model, random *rand.Rand, dial func(context.Context) (export, error)) *load {
 	ctx, cancel := context.WithCancel(ctx)
-	l := &load{model: m, socket: socket, cancel: cancel}
+	l := &load{model: m, dial: dial, cancel: cancel}
 	for range loadConns {
 		l.startConn(ctx, rand.New(rand.NewPCG(random.Uint64(), 1)))
 	}
@@ -60,7 +67,7 @@ func (l *load) startConn(ctx context.Context, random *rand.Rand) {
 	l.done.Add(1)
 	go func() {
 		defer l.done.Done()
-		c, err := redial(ctx, l.socket)
+		c, err := l.dial(ctx)
 		if err != nil {
 			return // the load was stopped before the server came
 		}
@@ -72,6 +79,13 @@ func (l *load) startConn(ctx context.Context, random *rand.Rand) {
 		workers.Go(func() { l.flushes(ctx, c) })
 		workers.Wait()
 	}()
+}
+
+// An export is what a load writes to: a connection, or a client that reconnects.
+type export interface {
+	do(cmd, flags uint16, offset uint64, length uint32, data []byte) error
+	sizeBytes() uint64
+	close()
 }
 
 // redial connects as soon as the server is there.
@@ -102,10 +116,10 @@ func (l *load) count(err error) bool {
 }
 
 // flushes flushes until the load ends.
-func (l *load) flushes(ctx context.Context, c *client) {
+func (l *load) flushes(ctx context.Context, c export) {
 	for pause(ctx, flushPeriod) == nil {
 		at := l.model.now()
-		err := c.flush()
+		err := c.do(cmdFlush, 0, 0, 0, nil)
 		if !l.count(wrap(err, "flush")) {
 			return
 		}
@@ -114,10 +128,10 @@ func (l *load) flushes(ctx context.Context, c *client) {
 }
 
 // work does one request after another.
-func (l *load) work(ctx context.Context, c *client, random *rand.Rand) {
+func (l *load) work(ctx context.Context, c export, random *rand.Rand) {
 	buf := make([]byte, maxSectors*sectorSize+2*blockSize)
 	for ctx.Err() == nil {
-		s := l.choose(random, int(c.size/sectorSize))
+		s := l.choose(random, int(c.sizeBytes()/sectorSize))
 		claimed, known := l.model.claim(s)
 		if !claimed {
 			continue
@@ -154,17 +168,17 @@ func (l *load) choose(random *rand.Rand, sectors int) span {
 }
 
 // readSpan reads the whole blocks of a claimed span and checks them.
-func (l *load) readSpan(c *client, s span, buf []byte) error {
+func (l *load) readSpan(c export, s span, buf []byte) error {
 	first, end := s.blocks()
 	data := buf[:(end-first)*blockSize]
-	if err := c.read(data, uint64(first)*blockSize); err != nil {
+	if err := c.do(cmdRead, 0, uint64(first)*blockSize, uint32(len(data)), data); err != nil {
 		return wrap(err, "read")
 	}
 	return l.model.check(first, data)
 }
 
 // change writes, trims or zeroes a claimed span.
-func (l *load) change(c *client, s span, buf []byte, random *rand.Rand) error {
+func (l *load) change(c export, s span, buf []byte, random *rand.Rand) error {
 	flags := uint16(0)
 	if random.IntN(10) == 0 {
 		flags = flagFUA
@@ -180,7 +194,7 @@ func (l *load) change(c *client, s span, buf []byte, random *rand.Rand) error {
 		err = wrap(c.do(cmdWriteZeroes, flags, offset, length, nil), "write zeroes")
 	default:
 		encode(buf[:length], s.first, l.model.begin(s, false))
-		err = wrap(c.write(buf[:length], offset, flags), "write")
+		err = wrap(c.do(cmdWrite, flags, offset, length, buf[:length]), "write")
 	}
 	if err == nil {
 		l.model.ack(s, flags == flagFUA)

@@ -40,6 +40,7 @@ type options struct {
 	rounds              int
 	runtime, ramp       time.Duration
 	binary, dir, out    string
+	memory              string
 	variants            variants
 }
 
@@ -86,6 +87,7 @@ func parse() options {
 	flag.DurationVar(&o.runtime, "runtime", 4*time.Second, "how long a job is measured")
 	flag.DurationVar(&o.ramp, "ramp", time.Second, "how long a job runs before")
 	flag.StringVar(&o.binary, "trivet", "", "the trivet program; built from this tree when empty")
+	flag.StringVar(&o.memory, "memory", "1536M", "what trivet may use for payloads and cache; at least the span, for reads from memory")
 	flag.StringVar(&o.dir, "dir", ".", "where the data is put, in a directory of its own; on a real disk")
 	flag.StringVar(&o.out, "out", "", "a file to write the tables to, too")
 	flag.Var(&o.variants, "variant", "NAME=BINARY: another trivet to measure beside; may be repeated")
@@ -141,15 +143,15 @@ func chooseTargets(ctx context.Context, o options, dir string) ([]target, error)
 		binary = filepath.Join(dir, "trivet")
 	}
 	all := []target{
-		trivetTarget("trivet3", binary, spanText, 3),
-		trivetTarget("trivet1", binary, spanText, 1),
+		trivetTarget("trivet3", binary, spanText, o.memory, 3),
+		trivetTarget("trivet1", binary, spanText, o.memory, 1),
 		nbdkitFile(spanSize),
 		nbdkitMemory(spanText),
 	}
 	for _, v := range o.variants {
 		all = append(all,
-			trivetTarget(v.name+"3", v.binary, spanText, 3),
-			trivetTarget(v.name+"1", v.binary, spanText, 1))
+			trivetTarget(v.name+"3", v.binary, spanText, o.memory, 3),
+			trivetTarget(v.name+"1", v.binary, spanText, o.memory, 1))
 	}
 	byName := map[string]target{}
 	var known []string
