@@ -252,14 +252,14 @@ func TestClientDies(t *testing.T) {
 	f.hold()
 	_, path := start(t, f, nbd.Options{})
 	c := dial(t, path).enter(true)
+	var held []*device.Request
 	for i := range uint64(50) {
 		c.request(req{kind: cmdRead, cookie: i, length: 4096})
+		held = append(held, <-f.held)
 	}
-	held := <-f.held
 	c.Close()
-	f.finish(held)
-	for range 49 {
-		f.release(t)
+	for _, r := range held {
+		f.finish(r)
 	}
 }
 

@@ -22,6 +22,7 @@ func run(t *testing.T, name string, args ...string) string {
 		t.Skipf("%s is not installed: %v", name, err)
 	}
 	cmd := exec.CommandContext(t.Context(), name, args...)
+	cmd.Dir = t.TempDir() // fio leaves files where it runs
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
@@ -121,7 +122,7 @@ func sparseImage(t *testing.T, size int64) (path string, content []byte) {
 
 // TestNbdcopy copies a sparse image in and out again: equal, and holes stay.
 func TestNbdcopy(t *testing.T) {
-	const size = 48<<20 + 512
+	const size = 16<<20 + 512
 	bothCompletions(t, size, func(t *testing.T, f *fake, path string) {
 		image, content := sparseImage(t, size)
 		run(t, "nbdcopy", "--connections=4", image, uri(path))
@@ -158,7 +159,7 @@ func (f *fake) countStored() int {
 }
 
 func TestQemuImg(t *testing.T) {
-	const size = 48 << 20
+	const size = 16 << 20
 	bothCompletions(t, size, func(t *testing.T, f *fake, path string) {
 		image, content := sparseImage(t, size)
 		run(t, "qemu-img", "convert", "-n", "-W", "-m", "8", "-f", "raw", "-O", "raw", image, uri(path))
