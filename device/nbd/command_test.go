@@ -192,8 +192,8 @@ func TestBlockStatus(t *testing.T) {
 
 // TestSubmitted checks what each command asks of the device.
 func TestSubmitted(t *testing.T) {
-	f := newFake(8 << 30)
-	f.content, f.stored = nil, nil
+	f := newFake(0)
+	f.info.SizeBytes = 8 << 30 // without the memory
 	f.record = true
 	f.fail = func(*device.Request) error { return device.ErrIO } // nothing is performed
 	_, path := start(t, f, nbd.Options{})
