@@ -160,16 +160,8 @@ func (l *Lane) sync(now time.Duration) {
 // room makes sure that the open segment can take a batch, rolling over to the
 // prepared one. It returns false while there is none.
 func (l *Lane) room(now time.Duration) bool {
-	if l.open != nil {
-		need := uint32(1)
-		if l.window.Last() > l.batched {
-			if r := l.window.At(l.batched + 1); r.Kind.hasPayload() {
-				need += uint32(r.Count)
-			}
-		}
-		if max(l.open.next, 1)+need <= l.open.Blocks {
-			return true
-		}
+	if l.fits() {
+		return true
 	}
 	if l.ready == nil || l.outstanding >= maxOutstanding-1 {
 		return false
@@ -185,6 +177,24 @@ func (l *Lane) room(now time.Duration) bool {
 	l.prepare(now)
 	return true
 }
+
+// fits tells whether the open segment can take a batch of the next record, or
+// a mark.
+func (l *Lane) fits() bool {
+	if l.open == nil {
+		return false
+	}
+	need := uint32(1)
+	if l.window.Last() > l.batched {
+		if r := l.window.At(l.batched + 1); r.Kind.hasPayload() {
+			need += uint32(r.Count)
+		}
+	}
+	return max(l.open.next, 1)+need <= l.open.Blocks
+}
+
+// hasRoom tells whether the next batch has somewhere to go.
+func (l *Lane) hasRoom() bool { return l.ready != nil || l.fits() }
 
 // seal syncs the open segment as the last operation on it, so that durability
 // stays a prefix across segments.
@@ -238,7 +248,8 @@ func (l *Lane) free(now time.Duration) *IO {
 func (l *Lane) ioDone(io *IO, now time.Duration) {
 	l.outstanding--
 	io.busy = false
-	if io.Err != nil && !l.failing {
+	released := len(io.Bufs) == 0 && !io.Durable // nothing is lost with a handle that failed
+	if io.Err != nil && !released && !l.failing {
 		l.failing, l.lastErr = true, io.Err
 	}
 	if l.failing {

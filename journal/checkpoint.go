@@ -62,6 +62,9 @@ func (l *Lane) checkpoint(now time.Duration) {
 		return
 	}
 	if !c.active {
+		if l.written < l.rewriting {
+			return // the map is ahead of the log: it names places that failed
+		}
 		l.beginCheckpoint()
 	}
 	for n, p := 0, l.blocks.frozen.oldest; p != nil && n < encodePages; n++ {
@@ -87,7 +90,7 @@ func (l *Lane) checkpoint(now time.Duration) {
 // Encoding tells whether another Pump would move a checkpoint on at once.
 func (l *Lane) Encoding() bool {
 	f := &l.blocks.frozen
-	return l.fault == nil && l.ckpt.active && !l.ckpt.op.busy && f.oldest != nil && f.oldest.loaded
+	return l.fault == nil && !l.failing && l.ckpt.active && !l.ckpt.op.busy && f.oldest != nil && f.oldest.loaded
 }
 
 func (l *Lane) beginCheckpoint() {

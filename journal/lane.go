@@ -125,8 +125,10 @@ func (r *Recovery) Activate(a Activation) *Lane {
 	l.exec, l.window, l.marks, l.memory, l.generation = a.Executor, a.Window, a.Marks, a.Memory, a.Generation
 	last := a.Window.Last()
 	l.batched, l.planned, l.written, l.durable, l.want = last, last, last, last, last
+	failed := new(bool)
 	for i := range l.ops {
 		op := &l.ops[i]
+		op.failed = failed
 		op.Lane, op.block, op.header = l.cfg.ID, a.Block(), a.Block()
 		op.Done = a.Connect(func(now time.Duration) { l.ioDone(op, now) })
 	}
@@ -203,11 +205,13 @@ func (l *Lane) nextWake(now time.Duration) time.Duration {
 			wake = max(t, now+1)
 		}
 	}
-	at(l.pendingSince+batchDelay, l.pendingSince != 0 && l.outstanding == 0 && now >= l.notBefore)
 	at(l.notBefore, now < l.notBefore)
 	at(l.prepareAfter, l.ready == nil && !l.preparing.busy && now < l.prepareAfter)
-	at(l.unsyncedSince+syncDelay, l.planned < l.batched && l.outstanding == 0)
-	at(l.changed+markDelay, l.markWanted())
+	idle := l.outstanding == 0 && now >= l.notBefore
+	at(l.unsyncedSince+syncDelay, idle && l.planned < l.batched)
+	idle = idle && l.hasRoom() // a segment that becomes ready is an event of its own
+	at(l.pendingSince+batchDelay, idle && l.pendingSince != 0)
+	at(l.changed+markDelay, idle && l.markWanted())
 	at(l.loadAfter, len(l.blocks.wanted) > 0 && !l.loading.busy)
 	at(l.ckpt.notBefore, l.ckpt.wanted(l) && !l.ckpt.op.busy && now < l.ckpt.notBefore)
 	return wake

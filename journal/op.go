@@ -1,6 +1,8 @@
 package journal
 
 import (
+	"errors"
+	"sync/atomic"
 	"time"
 
 	"trivet/disk"
@@ -10,7 +12,8 @@ import (
 // shard's owner inside a step, so they must not block, wait or call back; the
 // result is reported later by calling the operation's Done.
 type Executor interface {
-	// IO appends or syncs. The operations of one lane are executed in order.
+	// IO appends or syncs: see IO.Execute. The operations of one lane are
+	// executed, and reported, in order.
 	IO(*IO)
 	// Prepare makes a segment ready to be appended to.
 	Prepare(*Prepare)
@@ -53,8 +56,34 @@ type IO struct {
 	place       uint32 // block offset of the first data block
 	after       replayPosition
 	busy        bool
+	failed      *bool  // shared by the lane's operations; see Execute
 	block       []byte // the descriptor
 	header      []byte // the segment header, for a first append
+}
+
+// ErrSkipped: an earlier operation of the lane failed, so this one was not
+// carried out.
+var ErrSkipped = errors.New("skipped after a failure")
+
+// Execute appends or syncs and sets Err; closing the handle is left to the
+// executor. After a failure everything that was handed over before the lane
+// learnt of it fails as well: otherwise the next segment would be begun, and
+// its header would vouch for a sync that failed. It is called from one
+// goroutine at a time for all operations of a lane, in their order.
+func (io *IO) Execute() {
+	switch {
+	case len(io.Bufs) == 0 && !io.Durable: // the lane lets go of the handle that failed
+		*io.failed = false
+		return
+	case *io.failed:
+		io.Err = ErrSkipped
+		return
+	case len(io.Bufs) > 0:
+		io.Err = io.Segment.File.Write(io.Bufs, io.Offset, io.Durable)
+	default:
+		io.Err = io.Segment.File.Sync()
+	}
+	*io.failed = io.Err != nil
 }
 
 // Prepare asks for a segment.
@@ -94,3 +123,24 @@ type Commit struct {
 
 	busy bool
 }
+
+// Read asks for data blocks of one slot's log. Every block is checked against
+// its checksum by the executor, and told of by itself.
+type Read struct {
+	Slot   SlotID
+	Blocks []ReadBlock
+	Done   func() // called by the executor, once
+
+	// Pending is the executor's: pieces of the read that are under way.
+	Pending atomic.Int32
+}
+
+// ReadBlock is one block of a Read.
+type ReadBlock struct {
+	Entry Entry
+	Buf   []byte // BlockSize bytes, aligned
+	Err   error  // set by the executor; wraps ErrChecksum for a mismatch
+}
+
+// ErrChecksum: a block is not what was written to its place.
+var ErrChecksum = errors.New("checksum mismatch")
