@@ -36,13 +36,14 @@ type HelperOptions struct {
 	// growing pauses, before the store gives up; the count starts anew when it
 	// has lived for a minute. Default 5; negative for none.
 	Restarts int
+	// FirstPause is the pause before the first restart, default 20 ms; each
+	// further one is 4 times that, up to LongestPause, default 5 s.
+	FirstPause, LongestPause time.Duration
 }
 
-const (
-	firstPause = 20 * time.Millisecond // before the first restart; each further one 4 times that
-	lastPause  = 5 * time.Second
-	goodLife   = time.Minute
-)
+// goodLife is how long a helper must live for its end not to count as another
+// failure in a row.
+const goodLife = time.Minute
 
 func (o HelperOptions) withDefaults() (HelperOptions, error) {
 	if len(o.Command) == 0 {
@@ -66,6 +67,12 @@ func (o HelperOptions) withDefaults() (HelperOptions, error) {
 	}
 	if o.Restarts == 0 {
 		o.Restarts = 5
+	}
+	if o.FirstPause == 0 {
+		o.FirstPause = 20 * time.Millisecond
+	}
+	if o.LongestPause == 0 {
+		o.LongestPause = 5 * time.Second
 	}
 	return o, nil
 }
@@ -169,7 +176,7 @@ func (r *remote) await(ctx context.Context) (*session, error) {
 		if failed != nil {
 			return nil, failed
 		}
-		if s != nil {
+		if s != nil && !s.ended() { // the supervisor may not have noticed yet
 			return s, nil
 		}
 		select {
@@ -231,7 +238,7 @@ func (r *remote) startSupervisor(s *session) {
 // restart tries until the budget is used up. Rot does not get better.
 func (r *remote) restart(failures *int, cause error) (*session, error) {
 	for *failures < r.opt.Restarts {
-		wait := time.NewTimer(min(lastPause, firstPause<<min(2**failures, 16)))
+		wait := time.NewTimer(min(r.opt.LongestPause, r.opt.FirstPause<<min(2**failures, 16)))
 		*failures++
 		select {
 		case <-wait.C:
@@ -272,8 +279,8 @@ func (r *remote) farewell() error {
 	r.mu.Lock()
 	s := r.session
 	r.mu.Unlock()
-	if s == nil {
-		return nil
+	if s == nil || s.ended() {
+		return nil // nothing is lost: what was committed is durable
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), r.opt.CloseTimeout)
 	defer cancel()

@@ -234,6 +234,12 @@ func (s *session) forget(id uint64, c *call) {
 	}
 }
 
+func (s *session) ended() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err != nil
+}
+
 // fail ends the session: it kills the helper, by its id, and answers all calls.
 func (s *session) fail(cause error) {
 	s.mu.Lock()

@@ -57,11 +57,12 @@ func (s *store) Load(ctx context.Context, keys [][]byte) ([][]byte, error) {
 	return values, nil
 }
 
-// encodeKeys encodes as many keys as one request takes.
+// encodeKeys encodes as many keys as make a request, which is no more than a
+// reply is likely to answer.
 func encodeKeys(keys [][]byte) []byte {
 	var run []byte
 	for _, key := range keys {
-		if len(run) >= pageBytes {
+		if len(run) >= pageBytes/16 {
 			break
 		}
 		run = appendPair(run, Pair{Key: key})
