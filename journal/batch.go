@@ -189,6 +189,44 @@ func blockSeal(block []byte, at int) uint32 {
 	return crc32.Update(crc, castagnoli, block[at+4:])
 }
 
+// continues tells whether a descriptor of a newer version claims to be the one
+// at want, behind the descriptor with the CRC chain: data that imitate one
+// cannot know the chain. Newer versions keep these fields where they are.
+func continues(block []byte, want position, chain uint32) bool {
+	var d descriptor
+	d.decodePlace(block)
+	return d.position == want && d.previous == chain
+}
+
+// decodePlace reads where a descriptor says that it lies, and behind which.
+func (d *descriptor) decodePlace(block []byte) {
+	le := binary.LittleEndian
+	d.lane = LaneID{Slot: SlotID(block[10]), Shard: le.Uint16(block[12:])}
+	copy(d.volume[:], block[16:])
+	d.segment = le.Uint32(block[48:])
+	d.life = le.Uint32(block[52:])
+	d.offset = le.Uint32(block[56:])
+	d.previous = le.Uint32(block[120:])
+}
+
+// checkVersion compares the version of a block whose checksum is at offset at
+// with the one that is understood. A block that would check with that version
+// is not newer: its version field is rotten.
+func checkVersion(block []byte, at int, understood uint16) error {
+	le := binary.LittleEndian
+	v := le.Uint16(block[8:])
+	if v == understood {
+		return nil
+	}
+	crc := crc32.Update(0, castagnoli, block[:8])
+	crc = crc32.Update(crc, castagnoli, []byte{byte(understood), byte(understood >> 8)})
+	crc = crc32.Update(crc, castagnoli, block[10:at])
+	if crc32.Update(crc, castagnoli, block[at+4:]) == le.Uint32(block[at:]) {
+		return fmt.Errorf("version %d is rotten: %w", v, ErrNotThis)
+	}
+	return fmt.Errorf("version %d, expected %d: %w", v, understood, ErrVersion)
+}
+
 // decodeDescriptor reads the descriptor at want, into d. It trusts nothing:
 // every length is checked against the block. The error wraps ErrVersion or
 // ErrNotThis. It does not look at the chain: see descriptor.previous.
@@ -197,28 +235,23 @@ func decodeDescriptor(block []byte, want position, d *descriptor) error {
 	if len(block) != BlockSize || le.Uint64(block) != descriptorMagic {
 		return fmt.Errorf("descriptor magic: %w", ErrNotThis)
 	}
-	if v := le.Uint16(block[8:]); v != descriptorVersion {
-		return fmt.Errorf("descriptor version %d, expected %d: %w", v, descriptorVersion, ErrVersion)
+	if err := checkVersion(block, 124, descriptorVersion); err != nil {
+		return fmt.Errorf("descriptor %w", err)
 	}
 	crc := blockSeal(block, 124)
 	if stored := le.Uint32(block[124:]); stored != crc {
 		return fmt.Errorf("descriptor checksum %08x, expected %08x: %w", stored, crc, ErrNotThis)
 	}
 	*d = descriptor{records: d.records[:0], crc: crc}
-	d.lane = LaneID{Slot: SlotID(block[10]), Shard: le.Uint16(block[12:])}
-	copy(d.volume[:], block[16:])
+	d.decodePlace(block)
 	d.generation = Generation(le.Uint64(block[32:]))
 	d.epoch = le.Uint64(block[40:])
-	d.segment = le.Uint32(block[48:])
-	d.life = le.Uint32(block[52:])
-	d.offset = le.Uint32(block[56:])
 	d.dataBlocks = le.Uint32(block[60:])
 	d.firstLSN = LSN(le.Uint64(block[64:]))
 	for i := range d.durable {
 		d.durable[i] = LSN(le.Uint64(block[72+8*i:]))
 		d.suspect[i] = LSN(le.Uint64(block[96+8*i:]))
 	}
-	d.previous = le.Uint32(block[120:])
 	if d.position != want {
 		return fmt.Errorf("descriptor of %+v, expected %+v: %w", d.position, want, ErrNotThis)
 	}

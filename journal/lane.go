@@ -190,10 +190,10 @@ func (l *Lane) Pump(now time.Duration) (wake time.Duration) {
 		l.pendingSince = now
 	}
 	l.prepare(now)
+	l.load(now)
+	l.checkpoint(now) // before the appends, for it may want a sync
 	for l.append(now) {
 	}
-	l.load(now)
-	l.checkpoint(now)
 	return l.nextWake(now)
 }
 

@@ -252,7 +252,10 @@ func (r *Recovery) next() (*descriptor, error) {
 	want.offset = r.offset
 	switch err := decodeDescriptor(block, want, d); {
 	case errors.Is(err, ErrVersion):
-		return nil, err
+		if continues(block, want, r.chain) {
+			return nil, err
+		}
+		return nil, nil // what a guest or an earlier life has left here
 	case err != nil, d.previous != r.chain, r.offset+1+d.dataBlocks > r.segment.blocks:
 		return nil, nil
 	}

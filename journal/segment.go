@@ -66,8 +66,8 @@ func decodeHeader(block []byte, h *header) error {
 	if len(block) != BlockSize || le.Uint64(block) != headerMagic {
 		return fmt.Errorf("segment header magic: %w", ErrNotThis)
 	}
-	if v := le.Uint16(block[8:]); v != headerVersion {
-		return fmt.Errorf("segment header version %d, expected %d: %w", v, headerVersion, ErrVersion)
+	if err := checkVersion(block, 72, headerVersion); err != nil {
+		return fmt.Errorf("segment header %w", err)
 	}
 	crc := blockSeal(block, 72)
 	if stored := le.Uint32(block[72:]); stored != crc {

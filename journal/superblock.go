@@ -91,8 +91,8 @@ func DecodeSuperblock(block []byte) (*Superblock, error) {
 	if len(block) != BlockSize || le.Uint64(block) != superblockMagic {
 		return nil, fmt.Errorf("superblock magic: %w", ErrNotThis)
 	}
-	if v := le.Uint16(block[8:]); v != superblockVersion {
-		return nil, fmt.Errorf("superblock version %d, expected %d: %w", v, superblockVersion, ErrVersion)
+	if err := checkVersion(block, BlockSize-4, superblockVersion); err != nil {
+		return nil, fmt.Errorf("superblock %w", err)
 	}
 	crc := blockSeal(block, BlockSize-4)
 	if stored := le.Uint32(block[BlockSize-4:]); stored != crc {
