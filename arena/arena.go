@@ -178,9 +178,9 @@ func (a *Arena) Spans(dst [][]byte, pages []Page) [][]byte {
 	return dst
 }
 
-// Alloc puts n free pages into dst[:n], ascending and in one run where the
-// arena has one, and reports whether it could: all of them or none. It panics
-// when n is not in 1 to MaxAlloc or dst is too short.
+// Alloc puts n free pages into dst[:n] and reports whether it could: all of
+// them or none. They are ascending, and in one run unless the arena is too
+// fragmented. It panics when n is not in 1 to MaxAlloc or dst is too short.
 //
 // After a failure the next Free calls Options.Notify. A caller that means to
 // wait enters its queue first and calls Alloc then, so that no Free can fall
