@@ -3,7 +3,6 @@ package device
 import (
 	"errors"
 	"fmt"
-	"sync/atomic"
 )
 
 // Op is what a request asks the device to do.
@@ -97,11 +96,6 @@ type Request struct {
 	Tag uint64
 
 	device state
-}
-
-// state is the device's part of a request.
-type state struct {
-	remaining atomic.Int32
 }
 
 // Info is what a front-end needs to know of a device before it serves it.

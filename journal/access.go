@@ -68,3 +68,10 @@ func (l *Lane) SegmentsInUse() []uint32 {
 	}
 	return in
 }
+
+// BacklogBytes returns the payload of the records that were not yet handed to
+// the log.
+func (l *Lane) BacklogBytes() uint64 { return (l.window.itemNext - l.batchedItem) * BlockSize }
+
+// UnsyncedBytes returns the bytes that were appended since the last sync began.
+func (l *Lane) UnsyncedBytes() uint64 { return uint64(l.unsynced) }

@@ -18,6 +18,8 @@ type Copier struct {
 	// Prepare returns a segment to append to; Commit stores pairs atomically.
 	Prepare func() (*Open, error)
 	Commit  func([]Pair) error
+	// Closed, when set, is told that the copier has closed a segment's file.
+	Closed func(*Open)
 
 	open    *Open
 	block   []byte
@@ -189,7 +191,19 @@ func (c *Copier) settle() error {
 	if err := o.File.Sync(); err != nil {
 		return fmt.Errorf("sync copies in segment %d: %w", o.Index, err)
 	}
+	if c.Closed != nil {
+		c.Closed(o)
+	}
 	return o.File.Close()
+}
+
+// RegionStamp returns the stamp of the lane's page of the region.
+func (r *Recovery) RegionStamp(g Region) (Stamp, error) {
+	p, err := r.page(g)
+	if err != nil {
+		return Stamp{}, fmt.Errorf("map page of region %d in slot %d: %w", g, r.Lane.cfg.ID.Slot, err)
+	}
+	return p.stamp, nil
 }
 
 // Finish makes the copy count: the lane then is at stamp, with all its pages

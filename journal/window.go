@@ -106,3 +106,18 @@ func (w *Window) Retire() {
 	w.itemFirst += uint64(w.At(w.first).items)
 	w.first++
 }
+
+// Position returns a number that names the record while it is held.
+func (w *Window) Position(r *Record) uint32 { return uint32(int(r.LSN) & (len(w.records) - 1)) }
+
+// ItemPosition returns a number that names the record's i-th item while it is
+// held.
+func (w *Window) ItemPosition(r *Record, i int) uint32 {
+	return uint32(int(r.item+uint64(i)) & (len(w.items) - 1))
+}
+
+// AtPosition returns the record, and ItemAtPosition the item, of that name.
+func (w *Window) AtPosition(p uint32) *Record { return &w.records[p] }
+
+// ItemAtPosition returns the item with the position.
+func (w *Window) ItemAtPosition(p uint32) Item { return w.items[p] }

@@ -3,7 +3,7 @@ package main
 import (
 	"context"
 	"errors"
-	"io"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -27,6 +27,7 @@ type VolumeOptions struct {
 	ArenaDir    string        // a directory on tmpfs; "" lets the volume choose
 	MemoryBytes uint64        // budget of arena and block cache; 0 is the default
 	Deadline    time.Duration // by which every request completes
+	Survivor    int           // slot plus one that is opened alone; 0 for none
 	Log         *slog.Logger
 }
 
@@ -50,13 +51,108 @@ type Volume interface {
 	Close(ctx context.Context) error
 }
 
+// volume shows a device to the control socket.
+type volume struct {
+	*device.Device
+	faults *inject.Set
+}
+
 // openVolume creates or opens a volume, and recovers it. It returns early, with
 // the context's error, when the context ends.
 func openVolume(ctx context.Context, o VolumeOptions) (Volume, error) {
-	return openStub(ctx, o)
+	faults := inject.NewSet(uint64(time.Now().UnixNano()), time.Now)
+	d, err := device.Open(ctx, device.Options{
+		Dir: o.Dir, Slots: o.Slots, Name: o.Name, Size: o.SizeBytes, Replicas: o.Replicas, Shards: o.Shards,
+		ArenaDir: o.ArenaDir, Memory: o.MemoryBytes, Deadline: o.Deadline, Survivor: o.Survivor, Faults: faults, Log: o.Log,
+	})
+	if errors.Is(err, device.ErrNoVolume) {
+		return nil, errNoVolume
+	}
+	if err != nil {
+		return nil, err
+	}
+	return volume{d, faults}, nil
 }
 
-// checkVolume verifies a volume that nobody serves and prints what it finds.
-func checkVolume(context.Context, string, io.Writer) error {
-	return errors.New("check: not in this build")
+func (v volume) Faults() *inject.Set { return v.faults }
+
+// Status translates the device's snapshot.
+func (v volume) Status() control.Status {
+	s := v.Snapshot()
+	out := control.Status{
+		Volume: control.Volume{
+			Name: s.Name, UUID: uuid(s.Volume), SizeBytes: s.SizeBytes, Shards: s.Shards, Replicas: s.Replicas,
+		},
+		State: control.Serving, Generation: uint64(s.Generation), Quorum: s.Quorum(), Inflight: s.Inflight,
+		Counters: control.Counters{
+			Reads: s.Counters.Reads, Writes: s.Counters.Writes, Flushes: s.Counters.Flushes, Trims: s.Counters.Trims,
+			ReadBytes: s.Counters.ReadBytes, WriteBytes: s.Counters.WriteBytes,
+			ReadErrors: s.Counters.ReadErrors, WriteErrors: s.Counters.WriteErrors, FlushErrors: s.Counters.FlushErrors,
+			CacheHits: s.Counters.CacheHits, CacheMisses: s.Counters.CacheMisses,
+		},
+		Arena: control.Arena{Kind: s.ArenaKind, Note: s.ArenaNote, SizeBytes: s.ArenaBytes, FreeBytes: s.ArenaFree},
+		Cache: control.Cache{SizeBytes: s.CacheBytes, UsedBytes: s.CacheUsed},
+	}
+	for _, slot := range s.Slots {
+		if !slot.Live {
+			out.State = control.Degraded
+			out.Reason = fmt.Sprintf("slot %d does not take part", slot.ID)
+		}
+		out.Slots = append(out.Slots, slotStatus(slot, s.Errors))
+	}
+	if s.Stopped != nil {
+		out.State, out.Reason = control.Stopped, s.Stopped.Error()
+	}
+	return out
+}
+
+// slotStatus describes one slot with its errors.
+func slotStatus(s device.SlotSnapshot, errs []device.ErrorCount) control.Slot {
+	out := control.Slot{
+		ID: s.ID, Where: s.Where, State: control.Current, LogBytes: s.LogBytes,
+		SegmentsInUse: s.Segments, SegmentsFree: s.SegmentsFree, CheckpointSequence: s.Checkpoint,
+		BacklogBytes: s.BacklogBytes, DurableLagBytes: s.UnsyncedBytes,
+	}
+	if !s.Live {
+		out.State = control.Faulted
+		if s.Reason != nil {
+			out.Reason = s.Reason.Error()
+		}
+	}
+	for _, e := range errs {
+		if e.Slot == s.ID {
+			out.Errors = append(out.Errors, control.SlotError{Op: "log", Errno: e.Errno, Count: e.Count, First: e.First, Last: e.Last})
+		}
+	}
+	return out
+}
+
+// Inflight translates what the shards have under way.
+func (v volume) Inflight() []control.Inflight {
+	var out []control.Inflight
+	for _, p := range v.Device.Inflight() {
+		out = append(out, control.Inflight{
+			Op: p.Op, OffsetBytes: p.Offset, LengthBytes: uint64(p.Length), Shard: p.Shard, Stage: p.Stage,
+			AgeSeconds: p.Age.Seconds(), StageAge: p.Age.Seconds(), Waiting: p.Stage,
+		})
+	}
+	return out
+}
+
+// Events translates the device's events.
+func (v volume) Events() []control.Event {
+	var out []control.Event
+	for _, e := range v.Device.Events() {
+		what := e.What
+		if e.Slot >= 0 {
+			what = fmt.Sprintf("slot %d: %s", e.Slot, what)
+		}
+		out = append(out, control.Event{Time: e.Time, What: what})
+	}
+	return out
+}
+
+// uuid prints a volume's ID in the usual form.
+func uuid(id [16]byte) string {
+	return fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
 }

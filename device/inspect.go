@@ -1,0 +1,142 @@
+package device
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"trivet/arena"
+	"trivet/journal"
+	"trivet/replica"
+	"trivet/shard"
+)
+
+// Snapshot describes the device at one instant.
+type Snapshot struct {
+	replica.Geometry
+	Generation journal.Generation
+	Stopped    error // why nothing is written any more
+	Inflight   int   // requests
+	Slots      []SlotSnapshot
+	Counters   shard.Counters
+	ArenaKind  string
+	ArenaNote  string
+	ArenaBytes uint64
+	ArenaFree  uint64
+	CacheBytes uint64
+	CacheUsed  uint64
+	Errors     []ErrorCount
+}
+
+// SlotSnapshot describes one slot.
+type SlotSnapshot struct {
+	ID            int
+	Where         string
+	Live          bool
+	Reason        error // why it is not
+	LogBytes      uint64
+	LiveBytes     uint64
+	Segments      int
+	SegmentsFree  int
+	BacklogBytes  uint64 // of records that it has not written
+	UnsyncedBytes uint64 // of records that are written there, not durable
+	Checkpoint    uint64
+	LastError     error
+}
+
+// Snapshot asks every shard. It does no I/O, and works after Close.
+func (d *Device) Snapshot() Snapshot {
+	s := Snapshot{
+		Geometry: d.group.Geometry, Generation: d.group.Generation, Inflight: int(d.inflight.Load()),
+		ArenaKind: d.arenaKind, ArenaNote: d.arenaNote, ArenaBytes: d.arenaPages * arena.PageSize,
+		CacheBytes: d.cacheBytes, Errors: d.events.counts(),
+	}
+	live := d.membership.Live()
+	for i := range d.group.Replicas {
+		slot := SlotSnapshot{ID: i, Live: live[i], Reason: d.group.Absent[i]}
+		if e := d.engines[i]; e != nil {
+			slot.Where = e.Slot().Where
+			slot.Segments, slot.SegmentsFree = e.Slot().Segments()
+			slot.Checkpoint = e.Slot().CheckpointSequence()
+		}
+		s.Slots = append(s.Slots, slot)
+	}
+	d.inspect(func(v *shard.View) { s.add(v) })
+	if !d.closing.Load() {
+		s.ArenaFree = uint64(d.arena.FreePages()) * arena.PageSize
+	}
+	return s
+}
+
+// inspect calls fn in a turn of each shard, one after another.
+func (d *Device) inspect(fn func(*shard.View)) {
+	done := make(chan struct{}, 1)
+	for _, sh := range d.shards {
+		sh.Inspect(func(v *shard.View) {
+			fn(v)
+			done <- struct{}{}
+		})
+		<-done
+	}
+}
+
+// add takes account of one shard.
+func (s *Snapshot) add(v *shard.View) {
+	c := v.Counters()
+	s.Counters.Add(c)
+	s.CacheUsed += uint64(v.CacheBlocks()) * blockBytes
+	if err := v.Stopped(); err != nil {
+		s.Stopped = err
+	}
+	for i := range s.Slots {
+		l, ok := v.Lane(i)
+		if !ok {
+			continue
+		}
+		slot := &s.Slots[i]
+		slot.LogBytes += uint64(l.Usage.LogBytes)
+		slot.LiveBytes += uint64(l.Usage.LiveBytes)
+		slot.BacklogBytes += l.BacklogBytes
+		slot.UnsyncedBytes += l.UnsyncedBytes
+		if l.LastError != nil {
+			slot.LastError = l.LastError
+			if !slot.Live && slot.Reason == nil {
+				slot.Reason = l.LastError
+			}
+		}
+	}
+}
+
+// InflightPart is a part of a request that waits for something.
+type InflightPart struct {
+	Shard  int
+	Op     string
+	Offset uint64 // bytes
+	Length int    // bytes
+	Stage  string
+	Age    time.Duration
+}
+
+// maxInflight bounds what Inflight lists by shard.
+const maxInflight = 256
+
+// Inflight lists what has not completed, the oldest first.
+func (d *Device) Inflight() []InflightPart {
+	var all []InflightPart
+	now := time.Since(d.epoch)
+	n := 0
+	d.inspect(func(v *shard.View) {
+		for _, w := range v.Inflight(nil, maxInflight) {
+			all = append(all, InflightPart{
+				Shard: n, Op: w.Op.String(), Offset: uint64(w.LBA) * blockBytes, Length: w.Length, Stage: w.Stage,
+				Age: d.opt.Deadline - (w.Deadline - now),
+			})
+		}
+		n++
+	})
+	slices.SortFunc(all, func(a, b InflightPart) int { return cmp.Compare(b.Age, a.Age) })
+	return all
+}
+
+// Events returns what happened last, the oldest first.
+func (d *Device) Events() []Event { return d.events.last() }

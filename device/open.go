@@ -1,0 +1,452 @@
+package device
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math/bits"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"trivet/arena"
+	"trivet/cache"
+	"trivet/disk"
+	"trivet/inject"
+	"trivet/journal"
+	"trivet/meta"
+	"trivet/replica"
+	"trivet/shard"
+)
+
+// ErrNoVolume: the directories hold no volume, and no size was given.
+var ErrNoVolume = errors.New("no volume here")
+
+// Options are how a volume is opened or made. Zero values are defaults.
+type Options struct {
+	Dir      string         // of the volume
+	Slots    map[int]string // directories of slots that are not Dir/slot-ID
+	Name     string
+	Size     uint64 // bytes; makes the volume when there is none
+	Replicas int    // 1 or 3; default 3 for a new volume
+	Shards   int    // default: the number of cores, at least 2
+	ArenaDir string
+	Memory   uint64        // bytes for arena and block cache
+	Deadline time.Duration // of a request; default 20 s
+	Survivor int           // see replica.Options
+	Faults   *inject.Set   // may be nil
+	Log      *slog.Logger
+	// HelperCommand starts the metadata helper; default: this program.
+	HelperCommand []string
+}
+
+// The defaults, and the bounds of memory.
+const (
+	defaultDeadline   = 20 * time.Second
+	defaultArenaBytes = 64 << 20
+	leastArenaBytes   = 8 << 20
+	leastCacheBytes   = 8 << 20
+	pageMemoryBytes   = 96 << 20 // of map pages, over all lanes
+	pageBytes         = 4300     // of one map page in memory
+	replayBytes       = 384 << 20
+	stallAfter        = 4 * time.Second
+)
+
+// Open opens the volume, or makes it. It returns when everything that was
+// acknowledged is served again.
+func Open(ctx context.Context, opt Options) (*Device, error) {
+	if opt.Deadline == 0 {
+		opt.Deadline = defaultDeadline
+	}
+	d := &Device{opt: opt, epoch: time.Now(), events: &events{log: opt.Log}, drained: make(chan struct{}, 1)}
+	d.parts.New = func() any {
+		p := new(part)
+		p.Done = func(*shard.Part) { p.done() }
+		return p
+	}
+	dirs, err := d.directories()
+	if err != nil {
+		return nil, err
+	}
+	if err := d.openSlots(ctx, dirs); err != nil {
+		return nil, errors.Join(err, d.abandon())
+	}
+	if err := d.activate(); err != nil {
+		return nil, errors.Join(err, d.abandon())
+	}
+	return d, nil
+}
+
+// directories returns the slots' directories by ID. The number of replicas is
+// that of the volume, or what was asked for.
+func (d *Device) directories() ([]string, error) {
+	o := &d.opt
+	dir := func(i int) string {
+		if o.Slots[i] != "" {
+			return o.Slots[i]
+		}
+		return filepath.Join(o.Dir, fmt.Sprintf("slot-%d", i))
+	}
+	found := 0
+	for i := range journal.MaxSlots {
+		super, err := readSuperblock(dir(i))
+		if err != nil || super == nil {
+			continue // openSlots says what is wrong with it
+		}
+		found = int(super.Replicas)
+		break
+	}
+	switch {
+	case found == 0 && o.Size == 0:
+		return nil, ErrNoVolume
+	case found == 0 && o.Replicas == 0:
+		found = journal.MaxSlots
+	case found == 0:
+		found = o.Replicas
+	case o.Replicas != 0 && o.Replicas != found:
+		return nil, fmt.Errorf("the volume in %s has %d replicas, not %d", o.Dir, found, o.Replicas)
+	}
+	o.Replicas = found
+	dirs := make([]string, found)
+	for i := range dirs {
+		dirs[i] = dir(i)
+	}
+	return dirs, nil
+}
+
+// readSuperblock returns the superblock in a directory, nil when there is none.
+func readSuperblock(dir string) (*journal.Superblock, error) {
+	files, err := disk.Real(dir, disk.Options{})
+	if err != nil {
+		return nil, err
+	}
+	f, err := files.Open(journal.SuperblockFile)
+	if err != nil {
+		return nil, err
+	}
+	super, _, err := journal.ReadSuperblock(f)
+	return super, errors.Join(err, f.Close())
+}
+
+// geometry is that of the volume that exists, or of the one to be made.
+func (d *Device) geometry(dirs []string) (g replica.Geometry, err error) {
+	for _, dir := range dirs {
+		if super, err := readSuperblock(dir); err == nil && super != nil {
+			g = replica.Geometry{
+				Volume: super.Volume, Name: super.Name, SizeBytes: super.SizeBytes, Replicas: int(super.Replicas),
+				Shards: int(super.Shards), SegmentBlocks: super.SegmentBlocks,
+			}
+			return g, d.agrees(g)
+		}
+	}
+	o := &d.opt
+	g = replica.Geometry{
+		Name: o.Name, SizeBytes: o.Size, Replicas: o.Replicas, Shards: o.Shards,
+		SegmentBlocks: replica.SegmentBlocksFor(o.Size),
+	}
+	if g.Shards == 0 {
+		g.Shards = max(2, 1<<bits.Len(uint(runtime.NumCPU()-1)))
+	}
+	if _, err := rand.Read(g.Volume[:]); err != nil {
+		return g, fmt.Errorf("make a volume ID: %w", err)
+	}
+	return g, g.Validate()
+}
+
+// agrees refuses options that contradict the volume.
+func (d *Device) agrees(g replica.Geometry) error {
+	o := &d.opt
+	switch {
+	case o.Size != 0 && o.Size != g.SizeBytes:
+		return fmt.Errorf("the volume in %s has %d bytes, not %d; its size is fixed", o.Dir, g.SizeBytes, o.Size)
+	case o.Shards != 0 && o.Shards != g.Shards:
+		return fmt.Errorf("the volume in %s has %d shards, not %d; their number is fixed", o.Dir, g.Shards, o.Shards)
+	}
+	return nil
+}
+
+// openSlots opens or makes every slot and brings them together. A slot that
+// cannot be believed is set aside and made anew from its peers, once.
+func (d *Device) openSlots(ctx context.Context, dirs []string) error {
+	g, err := d.geometry(dirs)
+	if err != nil {
+		return err
+	}
+	d.info = Info{Name: g.Name, SizeBytes: g.SizeBytes}
+	for attempt := 0; ; attempt++ {
+		slots, absent := d.tryAll(dirs, g)
+		if err := ctx.Err(); err != nil {
+			return errors.Join(err, closeAll(slots))
+		}
+		held, err := d.openArena(g, started(slots))
+		if err != nil {
+			return errors.Join(err, closeAll(slots))
+		}
+		d.group, err = replica.Recover(slots, absent, d.recovery(g, held))
+		if err != nil {
+			return errors.Join(err, closeAll(slots))
+		}
+		aside := d.unbelievable(dirs)
+		if attempt > 0 || len(aside) == 0 {
+			d.held = held
+			return nil
+		}
+		d.events.note(-1, fmt.Sprintf("slots %v are set aside and copied anew", aside), nil)
+		if err := errors.Join(closeAll(d.group.Slots), d.arena.Close()); err != nil {
+			return err
+		}
+		d.group, d.arena = nil, nil
+		for _, i := range aside {
+			if err := setAside(dirs[i]); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// recovery returns how the slots are to be recovered.
+func (d *Device) recovery(g replica.Geometry, held *outlived) replica.Options {
+	lanes := g.Shards * g.Replicas
+	o := replica.Options{
+		CheckpointBytes: int64(replayBytes / g.Shards), PageBudget: pageMemoryBytes / pageBytes / lanes,
+		Survivor: d.opt.Survivor, Parallel: true, Log: d.events.note,
+	}
+	if held != nil {
+		o.Arena = held
+	}
+	return o
+}
+
+// unbelievable returns the slots whose own content is at fault.
+func (d *Device) unbelievable(dirs []string) (slots []int) {
+	for i, err := range d.group.Absent {
+		if len(dirs) > 1 && err != nil && (errors.Is(err, meta.ErrCorrupt) || errors.Is(err, journal.ErrNotThis) ||
+			errors.Is(err, journal.ErrDamaged) || errors.Is(err, journal.ErrNoSuperblock)) {
+			slots = append(slots, i)
+		}
+	}
+	return slots
+}
+
+// setAside moves what a slot's directory holds into a directory of its own
+// there, so that nothing is lost and the slot is blank.
+func setAside(dir string) error {
+	aside := filepath.Join(dir, "aside-"+time.Now().UTC().Format("20060102T150405.000000000"))
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(aside, 0o700); err != nil {
+		return err
+	}
+	for _, n := range names {
+		if n.IsDir() && len(n.Name()) > 6 && n.Name()[:6] == "aside-" {
+			continue
+		}
+		if err := os.Rename(filepath.Join(dir, n.Name()), filepath.Join(aside, n.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tryAll opens or makes every slot; one that fails is absent, with the reason.
+func (d *Device) tryAll(dirs []string, g replica.Geometry) ([]*replica.Slot, []error) {
+	slots, absent := make([]*replica.Slot, len(dirs)), make([]error, len(dirs))
+	for i, dir := range dirs {
+		s, err := d.openSlot(i, dir, g)
+		if err != nil {
+			d.events.note(i, "slot does not take part", err)
+			absent[i] = err
+			continue
+		}
+		slots[i] = s
+	}
+	return slots, absent
+}
+
+func (d *Device) openSlot(id int, dir string, g replica.Geometry) (*replica.Slot, error) {
+	real, err := disk.Real(dir, disk.Options{Create: true})
+	if err != nil {
+		return nil, err
+	}
+	var files disk.FS = real
+	if d.opt.Faults != nil {
+		files = disk.Faulty(real, d.opt.Faults, id, disk.FaultyOptions{})
+	}
+	s, err := replica.ReadSlot(files, slotID(id), dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := d.createSlot(files, id, dir, g); err != nil {
+			return nil, err
+		}
+		s, err = replica.ReadSlot(files, slotID(id), dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	store, err := meta.StartHelper(meta.HelperOptions{Dir: filepath.Join(dir, "meta"), Command: d.opt.HelperCommand})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("slot %d: metadata: %w", id, err), s.Close())
+	}
+	s.Attach(store)
+	return s, nil
+}
+
+// createSlot makes a blank slot in an empty directory, and in no other.
+func (d *Device) createSlot(files disk.FS, id int, dir string, g replica.Geometry) error {
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if name := n.Name(); name != "lost+found" && name != "lock" && (len(name) < 6 || name[:6] != "aside-") {
+			return fmt.Errorf("slot %d: %s holds %s but no superblock; empty it or move its content away", id, dir, name)
+		}
+	}
+	d.events.note(id, "a blank slot is made in "+dir, nil)
+	return replica.CreateSlot(files, slotID(id), g)
+}
+
+// started returns the last generation that any slot took part in.
+func started(slots []*replica.Slot) (g journal.Generation) {
+	for _, s := range slots {
+		if s != nil {
+			g = max(g, s.Started())
+		}
+	}
+	return g
+}
+
+func slotID(i int) journal.SlotID { return journal.SlotID(i) }
+
+func closeAll(slots []*replica.Slot) error {
+	var errs []error
+	for _, s := range slots {
+		if s != nil {
+			errs = append(errs, s.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// activate makes the shards, gives them what outlived the server, and begins
+// the generation.
+func (d *Device) activate() error {
+	g := d.group
+	d.arenaKind, d.arenaNote, d.arenaPages = d.arena.Kind().String(), d.arena.Note(), uint64(d.arena.Pages())
+	if d.arena.Kind() != arena.TmpFS {
+		d.events.note(-1, d.arenaNote, nil)
+	}
+	if err := d.reserve(); err != nil {
+		return err
+	}
+	frames := d.memory.Carve(g.Shards)
+	live := make([]bool, g.Replicas)
+	d.engines = make([]*replica.Engine, g.Replicas)
+	slots := make([]shard.Slot, g.Replicas)
+	for i, s := range g.Slots {
+		if s != nil {
+			d.engines[i] = replica.StartEngine(s)
+			slots[i], live[i] = d.engines[i], true
+		}
+	}
+	d.membership = replica.NewMembership(live, g.Quorum())
+	d.door = door{device: d, wait: d.opt.Deadline}
+	d.door.start()
+	for i := range g.Shards {
+		host := shard.NewSystemHost(d.epoch)
+		s := shard.New(shard.Config{
+			Index: uint16(i), Generation: g.Generation, Arena: d.arena, Cache: cache.New(frames[i]),
+			Window: journal.NewWindow(g.Starts[i], d.arena.Pages()+1024, d.arena.Pages()),
+			Slots:  slots, Quorum: g.Quorum(), StallAfter: stallAfter, FailAfter: d.opt.Deadline,
+			Faulted: func(slot journal.SlotID, lost bool, err error) { d.slotFaulted(int(slot), lost, err) },
+			Event:   d.events.note,
+		}, g.Lanes[i], host)
+		host.Start(s)
+		d.hosts, d.shards = append(d.hosts, host), append(d.shards, s)
+	}
+	d.adoptRecords()
+	d.arena.SetGeneration(uint64(g.Generation))
+	if err := g.Start(); err != nil {
+		return err
+	}
+	for _, s := range d.shards {
+		s.Tick()
+	}
+	d.repairRotten()
+	return nil
+}
+
+// reserve maps the block cache: nothing of it is touched before it is used.
+func (d *Device) reserve() error {
+	size := min(d.info.SizeBytes+d.info.SizeBytes/32, physicalMemory()/8)
+	if d.opt.Memory > 0 {
+		size = d.opt.Memory - min(d.opt.Memory, uint64(d.arena.Pages())*arena.PageSize)
+	}
+	d.cacheBytes = max(size, leastCacheBytes)
+	memory, err := cache.Reserve(int64(d.cacheBytes))
+	d.memory = memory
+	return err
+}
+
+func physicalMemory() uint64 {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 1 << 30
+	}
+	return info.Totalram * uint64(info.Unit)
+}
+
+// repairRotten reads the blocks that recovery found rotten from the slot that
+// has them so: the read fails over to a peer, and repairs.
+func (d *Device) repairRotten() {
+	for i, lanes := range d.group.Lanes {
+		for slot, r := range lanes {
+			if r == nil {
+				continue
+			}
+			for _, rot := range r.Rotten {
+				d.shards[i].Submit(&shard.Part{
+					Op: shard.Cache, LBA: rot.LBA, Length: blockBytes, Prefer: slot + 1,
+					Done: func(p *shard.Part) {
+						if p.Err != nil {
+							d.events.note(slot, fmt.Sprintf("block %d is rotten and no slot has it", p.LBA), p.Err)
+						}
+					},
+				})
+			}
+		}
+	}
+}
+
+// abandon releases what a failed Open had got hold of.
+func (d *Device) abandon() error {
+	var errs []error
+	for _, h := range d.hosts {
+		h.Close()
+	}
+	if d.door.wake != nil {
+		d.door.close()
+	}
+	for _, e := range d.engines {
+		if e != nil {
+			e.Close(closeWait)
+		}
+	}
+	if d.group != nil {
+		errs = append(errs, closeAll(d.group.Slots))
+	}
+	if d.arena != nil {
+		errs = append(errs, d.arena.Close())
+	}
+	if d.memory != nil {
+		errs = append(errs, d.memory.Close())
+	}
+	return errors.Join(errs...)
+}

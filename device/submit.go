@@ -1,0 +1,269 @@
+package device
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"trivet/journal"
+	"trivet/shard"
+)
+
+// maxRound is how many parts of one request are under way at a time.
+const maxRound = 64
+
+// state is the device's part of a request.
+type state struct {
+	device  *Device
+	next    uint64       // first byte that no part covers yet
+	end     uint64       // first byte behind the request
+	pending atomic.Int32 // parts of this round under way, plus one while it is being submitted
+	parts   []*part      // of this round, in order; kept for its memory
+	one     [1]*part     // the usual case needs no other memory
+	failed  atomic.Pointer[error]
+}
+
+// part is a shard's part with its way back to the request. Parts are pooled.
+type part struct {
+	shard.Part
+	request *Request
+	parked  []byte // payload while it waits at the door for room in the arena
+	zero    bool   // a Write of zeros: an edge of WriteZeroes
+}
+
+// Submit starts a request. It never waits: a write for which the arena has no
+// room is parked at the door, holding nothing but a copy of its payload.
+func (d *Device) Submit(r *Request) {
+	r.Err = nil
+	if !d.enter() {
+		r.Err = ErrShutdown
+		r.Done(r)
+		return
+	}
+	s := &r.device
+	s.device, s.next, s.end = d, r.Offset, r.Offset+uint64(r.Length)
+	s.failed.Store(nil)
+	r.Extents = r.Extents[:0]
+	if err := d.check(r); err != nil {
+		r.Err = err
+		d.leave(r)
+		return
+	}
+	switch r.Op {
+	case Flush:
+		s.next, s.end = 0, uint64(len(d.shards))
+	case Trim: // what lies in a block only in part stays as it is
+		s.next = (s.next + blockBytes - 1) &^ (blockBytes - 1)
+		s.end = max(s.next, s.end&^(blockBytes-1))
+	case Write:
+		if r.Length > maxRound/2*chunkBytes { // consumed before Submit returns
+			r.Data = append([]byte(nil), r.Data...)
+		}
+	}
+	d.advance(r)
+}
+
+// check refuses what no shard could do.
+func (d *Device) check(r *Request) error {
+	switch {
+	case r.Op > BlockStatus:
+		return fmt.Errorf("%w: %v", ErrInvalid, r.Op)
+	case r.Op == Flush:
+		return nil
+	case r.Length == 0 || r.Offset > d.info.SizeBytes || uint64(r.Length) > d.info.SizeBytes-r.Offset:
+		return fmt.Errorf("%w: %v of %d bytes at %d of %d", ErrInvalid, r.Op, r.Length, r.Offset, d.info.SizeBytes)
+	case (r.Op == Read || r.Op == Write) && len(r.Data) != int(r.Length):
+		return fmt.Errorf("%w: %v of %d bytes with %d bytes of memory", ErrInvalid, r.Op, r.Length, len(r.Data))
+	}
+	return nil
+}
+
+// advance submits rounds of parts until one does not complete at once, or all
+// are done. Whoever completes the last part of a round goes on from there.
+func (d *Device) advance(r *Request) {
+	s := &r.device
+	for {
+		if s.next >= s.end || s.failed.Load() != nil {
+			d.complete(r)
+			return
+		}
+		s.pending.Store(1)
+		if s.parts == nil {
+			s.parts = s.one[:0]
+		}
+		for n := 0; n < maxRound && s.next < s.end; n++ {
+			d.submitPart(r)
+		}
+		if s.pending.Add(-1) > 0 {
+			return
+		}
+		d.endRound(r)
+	}
+}
+
+// submitPart cuts the next part off the request and gives it to its shard.
+func (d *Device) submitPart(r *Request) {
+	s := &r.device
+	p := d.parts.Get().(*part)
+	p.request = r
+	p.FUA, p.Status, p.Deadline, p.Err = r.Flags&FUA != 0, false, 0, nil
+	s.parts = append(s.parts, p)
+	s.pending.Add(1)
+	if r.Op == Flush {
+		p.Op, p.LBA, p.Skip, p.Length = shard.Flush, 0, 0, 0
+		s.next++
+		d.shards[s.next-1].Submit(&p.Part)
+		return
+	}
+	offset := s.next
+	s.next = min(s.end, d.cut(r, offset, s.end))
+	p.LBA, p.Skip, p.Length = journal.LBA(offset/blockBytes), int(offset%blockBytes), int(s.next-offset)
+	at := offset - r.Offset
+	switch r.Op {
+	case Read:
+		p.Op, p.Data, p.Status = shard.Read, r.Data[at:at+uint64(p.Length)], r.Flags&WantExtents != 0
+	case Cache:
+		p.Op, p.Data = shard.Cache, nil
+	case BlockStatus:
+		p.Op = shard.Status
+		p.Length += p.Skip
+		p.Skip = 0
+	case Write:
+		p.Op = shard.Write
+		d.write(p, r.Data[at:at+uint64(p.Length)])
+		return
+	case Trim, WriteZeroes:
+		d.writeRange(p, r)
+		return
+	}
+	d.shards[d.shardOf(offset)].Submit(&p.Part)
+}
+
+// cut returns where the part that begins at offset ends: at the region's end;
+// with data at the chunk's; and a range of zeros has its ragged edges apart.
+func (d *Device) cut(r *Request, offset, end uint64) uint64 {
+	region := (offset/regionBytes + 1) * regionBytes
+	switch r.Op {
+	case Read, Write, Cache:
+		return (offset/chunkBytes + 1) * chunkBytes
+	case WriteZeroes:
+		if offset%blockBytes != 0 {
+			return (offset/blockBytes + 1) * blockBytes
+		}
+		if whole := end &^ (blockBytes - 1); whole > offset {
+			return min(region, whole)
+		}
+	}
+	return region
+}
+
+// write fills the part's pages and submits it, or parks it.
+func (d *Device) write(p *part, data []byte) {
+	n := (p.Skip + p.Length + blockBytes - 1) / blockBytes
+	if d.door.closed() || !d.arena.Alloc(n, p.Pages[:n]) {
+		p.parked = append(p.parked[:0], data...)
+		d.door.park(p, n)
+		return
+	}
+	p.Fill(d.arena, data)
+	d.shardOfPart(p).Submit(&p.Part)
+}
+
+// writeRange logs a whole-block range of a Trim or WriteZeroes, or writes the
+// zeros of a ragged edge.
+func (d *Device) writeRange(p *part, r *Request) {
+	if p.Skip != 0 || p.Length%blockBytes != 0 {
+		p.Op = shard.Write
+		d.write(p, zeros[:p.Length])
+		return
+	}
+	p.Op = shard.Trim
+	if r.Op == WriteZeroes && r.Flags&NoHole != 0 {
+		p.Op = shard.Zero
+	}
+	if d.door.closed() || !d.arena.Alloc(1, p.Pages[:1]) {
+		p.parked = p.parked[:0]
+		d.door.park(p, 1)
+		return
+	}
+	d.shardOfPart(p).Submit(&p.Part)
+}
+
+// zeros is the payload of a ragged edge.
+var zeros [blockBytes]byte
+
+func (d *Device) shardOfPart(p *part) *shard.Shard {
+	return d.shards[d.shardOf(uint64(p.LBA)*blockBytes)]
+}
+
+// partDone is every part's Done.
+func (p *part) done() {
+	r := p.request
+	s := &r.device
+	if p.Err != nil {
+		err := p.Err
+		s.failed.CompareAndSwap(nil, &err)
+	}
+	if s.pending.Add(-1) == 0 {
+		d := s.device
+		d.endRound(r)
+		d.advance(r)
+	}
+}
+
+// endRound gathers what the parts of a round have found, and frees them.
+func (d *Device) endRound(r *Request) {
+	s := &r.device
+	for i, p := range s.parts {
+		if r.Op == BlockStatus || r.Flags&WantExtents != 0 {
+			r.gather(p)
+		}
+		p.request, p.Data = nil, nil
+		d.parts.Put(p)
+		s.parts[i] = nil
+	}
+	s.parts = s.parts[:0]
+	if r.Op == BlockStatus && r.Flags&ReqOne != 0 && len(r.Extents) > 1 {
+		r.Extents, s.next = r.Extents[:1], s.end
+	}
+}
+
+// gather appends the extents of a part, cut to the bytes of the request.
+func (r *Request) gather(p *part) {
+	at := uint64(p.LBA) * blockBytes
+	end := r.Offset + uint64(r.Length)
+	for _, e := range p.Extents {
+		from := max(at, r.Offset)
+		at += uint64(e.Blocks) * blockBytes
+		if to := min(at, end); to > from {
+			r.addExtent(Extent{Length: to - from, Hole: e.Content == journal.Hole, Zero: e.Content != journal.Data})
+		}
+	}
+}
+
+func (r *Request) addExtent(e Extent) {
+	if last := len(r.Extents) - 1; last >= 0 && r.Extents[last].Hole == e.Hole && r.Extents[last].Zero == e.Zero {
+		r.Extents[last].Length += e.Length
+		return
+	}
+	r.Extents = append(r.Extents, e)
+}
+
+// complete gives the request back.
+func (d *Device) complete(r *Request) {
+	if failed := r.device.failed.Load(); failed != nil {
+		r.Err = translate(*failed)
+	}
+	d.leave(r)
+}
+
+// translate turns a shard's error into one of the device's.
+func translate(err error) error {
+	switch {
+	case errors.Is(err, shard.ErrDeadline):
+		return fmt.Errorf("%w: %w", ErrDeadline, err)
+	case errors.Is(err, ErrNoSpace):
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrIO, err)
+}

@@ -1,0 +1,175 @@
+package replica
+
+import (
+	"sync"
+	"time"
+
+	"trivet/journal"
+)
+
+// The bounds of a slot's goroutines.
+const (
+	readWorkers = 32 // blocking reads at a time
+	readPieces  = 8  // tasks that one read operation is split into, at most
+	ioQueue     = 8  // operations of a lane; more than it ever has under way
+)
+
+// Engine carries out a slot's operations on goroutines: one for each lane's
+// log, so that lanes share no queue, and bounded pools for reads and for
+// metadata. Its submitting methods never block. Close joins everything.
+type Engine struct {
+	slot  *Slot
+	lanes []chan *journal.IO // by shard; closed by Close
+	reads *workers
+	meta  *workers
+	done  sync.WaitGroup
+}
+
+// StartEngine starts a slot's goroutines.
+func StartEngine(s *Slot) *Engine {
+	shards := int(s.super.Shards)
+	e := &Engine{slot: s, reads: newWorkers(readWorkers), meta: newWorkers(min(3*shards, 16))}
+	for range shards {
+		lane := make(chan *journal.IO, ioQueue)
+		e.lanes = append(e.lanes, lane)
+		e.startLane(lane)
+	}
+	return e
+}
+
+// startLane runs a lane's appends and syncs in order.
+func (e *Engine) startLane(lane <-chan *journal.IO) {
+	e.done.Go(func() {
+		for io := range lane {
+			e.slot.RunIO(io)
+		}
+	})
+}
+
+// Slot returns the slot that the engine works for.
+func (e *Engine) Slot() *Slot { return e.slot }
+
+// IO queues an append or sync of a lane.
+func (e *Engine) IO(io *journal.IO) { e.lanes[io.Lane.Shard] <- io }
+
+type prepareTask struct {
+	slot *Slot
+	op   *journal.Prepare
+}
+
+func (t prepareTask) run() { t.slot.RunPrepare(t.op) }
+
+// Prepare makes a segment ready on a worker.
+func (e *Engine) Prepare(p *journal.Prepare) {
+	if p.Err = e.meta.submit(prepareTask{e.slot, p}); p.Err != nil {
+		p.Done()
+	}
+}
+
+type loadTask struct {
+	slot *Slot
+	op   *journal.Load
+}
+
+func (t loadTask) run() { t.slot.RunLoad(t.op) }
+
+// Load reads map pages on a worker.
+func (e *Engine) Load(l *journal.Load) {
+	if l.Err = e.meta.submit(loadTask{e.slot, l}); l.Err != nil {
+		l.Done()
+	}
+}
+
+type commitTask struct {
+	slot *Slot
+	op   *journal.Commit
+}
+
+func (t commitTask) run() { t.slot.RunCommit(t.op) }
+
+// Commit stores a checkpoint on a worker.
+func (e *Engine) Commit(c *journal.Commit) {
+	if c.Err = e.meta.submit(commitTask{e.slot, c}); c.Err != nil {
+		c.Done()
+	}
+}
+
+// Recycle returns segments to the slot's pool.
+func (e *Engine) Recycle(segments []uint32) { e.slot.Recycle(segments) }
+
+// readTask is a piece of a read operation.
+type readTask struct {
+	slot *Slot
+	read *journal.Read
+	from int
+	to   int
+}
+
+func (t *readTask) run() {
+	r := t.read
+	t.slot.readBlocks(r.Blocks[t.from:t.to])
+	readTasks.Put(t)
+	if r.Pending.Add(-1) == 0 {
+		r.Done()
+	}
+}
+
+var readTasks = sync.Pool{New: func() any { return new(readTask) }}
+
+// Read reads blocks on the pool. Blocks that are scattered over the log are
+// read by several workers at once.
+func (e *Engine) Read(r *journal.Read) {
+	runs := 1
+	for i := 1; i < len(r.Blocks); i++ {
+		if !adjacent(r.Blocks[i-1].Entry, r.Blocks[i].Entry) {
+			runs++
+		}
+	}
+	pieces := min(runs, readPieces)
+	r.Pending.Store(int32(pieces))
+	n := len(r.Blocks)
+	for i := range pieces {
+		t := readTasks.Get().(*readTask)
+		*t = readTask{slot: e.slot, read: r, from: i * n / pieces, to: (i + 1) * n / pieces}
+		if err := e.reads.submit(t); err != nil {
+			t.fail(err)
+		}
+	}
+}
+
+// fail reports a piece that could not be started.
+func (t *readTask) fail(err error) {
+	for i := t.from; i < t.to; i++ {
+		t.read.Blocks[i].Err = err
+	}
+	if t.read.Pending.Add(-1) == 0 {
+		t.read.Done()
+	}
+}
+
+// Close joins the goroutines, waiting for what is under way at most for the
+// given time: a system call on a hung disk does not end. It then returns
+// false, and the slot's files must stay open.
+func (e *Engine) Close(wait time.Duration) bool {
+	for _, lane := range e.lanes {
+		close(lane)
+	}
+	joined := make(chan struct{})
+	e.startJoin(joined)
+	select {
+	case <-joined:
+		return true
+	case <-time.After(wait):
+		return false
+	}
+}
+
+// startJoin closes joined once every goroutine of the engine has ended.
+func (e *Engine) startJoin(joined chan<- struct{}) {
+	go func() {
+		e.done.Wait()
+		e.reads.close()
+		e.meta.close()
+		close(joined)
+	}()
+}

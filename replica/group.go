@@ -1,0 +1,318 @@
+package replica
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+
+	"trivet/journal"
+)
+
+// Options are how a group of slots is opened.
+type Options struct {
+	// CheckpointBytes and PageBudget are those of each lane.
+	CheckpointBytes int64
+	PageBudget      int
+	// Survivor is the slot plus one that an operator wants opened although
+	// too few slots are usable, or although records are missing; 0 for none.
+	Survivor int
+	// Arena tells what of a shard outlived the server in memory; nil: nothing.
+	Arena Outlived
+	// Parallel recovers the slots at the same time.
+	Parallel bool
+	// Log is told what an operator should know; slot is -1 for the volume.
+	Log func(slot int, what string, err error)
+}
+
+// Outlived tells which records a killed server has left in memory.
+type Outlived interface {
+	// Retired returns the LSN up to which the shard's records are not held,
+	// because every slot that took part had written them.
+	Retired(shard uint16) journal.LSN
+	// Last returns the shard's highest LSN held, or 0.
+	Last(shard uint16) journal.LSN
+}
+
+// Group is the slots of a volume, recovered and brought together.
+type Group struct {
+	Geometry
+	Slots      []*Slot // by ID; nil for one that does not take part
+	Absent     []error // by ID: why not
+	Lanes      [][]*journal.Recovery
+	Generation journal.Generation
+	Starts     []journal.LSN // by shard: where the generation begins
+
+	opt     Options
+	usable  []bool // has taken part, and is whole
+	started journal.Generation
+	starts  []journal.LSN
+}
+
+// Recover reads the slots' logs, ranks the slots by shard, and makes them
+// equal. slots has one entry for each replica, nil for one that is not to be
+// had, with the reason in absent. After an error the caller closes the slots.
+func Recover(slots []*Slot, absent []error, opt Options) (*Group, error) {
+	g := &Group{Slots: slots, Absent: absent, opt: opt}
+	if err := g.agree(); err != nil {
+		return nil, err
+	}
+	g.Lanes = make([][]*journal.Recovery, g.Shards)
+	for shard := range g.Lanes {
+		g.Lanes[shard] = make([]*journal.Recovery, len(slots))
+	}
+	if err := g.recoverSlots(); err != nil {
+		return nil, err
+	}
+	if err := g.checkQuorum(); err != nil {
+		return nil, err
+	}
+	g.chooseGeneration()
+	if err := g.onQuorum("promise the generation", func(s *Slot) error { return s.promise(g.Generation) }); err != nil {
+		return nil, err
+	}
+	for shard := range g.Shards {
+		if err := g.bringTogether(uint16(shard)); err != nil {
+			return nil, err
+		}
+	}
+	return g, g.recount()
+}
+
+// Start stores that the generation begins. Nothing may be served before.
+func (g *Group) Start() error {
+	return g.onQuorum("start the generation", func(s *Slot) error { return s.start(g.Generation, g.Starts) })
+}
+
+// agree checks that all slots are of one volume.
+func (g *Group) agree() error {
+	var first *Slot
+	for i, s := range g.Slots {
+		switch {
+		case s == nil:
+			continue
+		case first == nil:
+			first = s
+			g.Geometry = s.Geometry()
+		case s.Geometry() != g.Geometry:
+			return fmt.Errorf("slot %d in %s and slot %d in %s: %w", first.ID, first.Where, i, s.Where, ErrMismatch)
+		}
+	}
+	if first == nil {
+		return errors.Join(append([]error{ErrNoVolume}, g.Absent...)...)
+	}
+	if g.Replicas != len(g.Slots) {
+		return fmt.Errorf("the volume has %d replicas, %d slots were given: %w", g.Replicas, len(g.Slots), ErrMismatch)
+	}
+	return nil
+}
+
+// exclude goes on without a slot. Its files are left as they are.
+func (g *Group) exclude(slot int, err error) {
+	g.opt.Log(slot, "slot does not take part", err)
+	g.Absent[slot] = err
+	s := g.Slots[slot]
+	g.Slots[slot] = nil
+	for _, lanes := range g.Lanes {
+		lanes[slot] = nil
+	}
+	if err := s.Close(); err != nil {
+		g.opt.Log(slot, "close", err)
+	}
+}
+
+// each calls fn for every slot that still takes part.
+func (g *Group) each(fn func(i int, s *Slot)) {
+	for i, s := range g.Slots {
+		if s != nil {
+			fn(i, s)
+		}
+	}
+}
+
+// onQuorum does something on every slot; those that fail are excluded.
+func (g *Group) onQuorum(what string, fn func(*Slot) error) error {
+	g.each(func(i int, s *Slot) {
+		if err := fn(s); err != nil {
+			g.exclude(i, fmt.Errorf("%s: %w", what, err))
+		}
+	})
+	return g.recount()
+}
+
+// recount checks that the slots that take part are still a quorum.
+func (g *Group) recount() error {
+	n := 0
+	g.each(func(int, *Slot) { n++ })
+	if n < g.Quorum() {
+		return errors.Join(append([]error{fmt.Errorf("%w: %d of %d take part", ErrQuorum, n, g.Replicas)}, g.Absent...)...)
+	}
+	return nil
+}
+
+// recoverSlots recovers every lane of every slot, and makes durable what was
+// adopted: it may have been read from a cache.
+func (g *Group) recoverSlots() error {
+	failed := make([]error, len(g.Slots))
+	var tasks errgroup.Group
+	g.each(func(i int, s *Slot) {
+		recover := func() error {
+			failed[i] = g.recoverSlot(i, s)
+			return nil
+		}
+		if g.opt.Parallel {
+			tasks.Go(recover)
+			return
+		}
+		_ = recover()
+	})
+	_ = tasks.Wait() // each slot's error is its own
+	g.each(func(i int, s *Slot) {
+		if failed[i] != nil {
+			g.exclude(i, failed[i])
+		}
+	})
+	g.vouch()
+	g.each(func(i int, s *Slot) {
+		if err := g.adopt(i, s); err != nil {
+			g.exclude(i, err)
+		}
+	})
+	return nil
+}
+
+func (g *Group) recoverSlot(i int, s *Slot) error {
+	if err := s.checkStore(); err != nil {
+		return err
+	}
+	headers, err := s.scan()
+	if err != nil {
+		return err
+	}
+	for shard := range g.Shards {
+		cfg := journal.Config{
+			ID: journal.LaneID{Slot: s.ID, Shard: uint16(shard)}, Volume: g.Volume, SegmentBlocks: g.SegmentBlocks,
+			CheckpointBytes: g.opt.CheckpointBytes, PageBudget: g.opt.PageBudget,
+		}
+		if g.Lanes[shard][i], err = journal.Recover(cfg, s, headers); err != nil {
+			return err
+		}
+	}
+	s.headers = headers
+	return nil
+}
+
+// vouch tells every lane what any lane of its shard knows to be durable there.
+func (g *Group) vouch() {
+	for shard, lanes := range g.Lanes {
+		for range lanes { // what a lane learns may vouch for another
+			for i, r := range lanes {
+				if r == nil {
+					continue
+				}
+				var known journal.LSN
+				for _, peer := range lanes {
+					if peer != nil {
+						known = max(known, peer.Known[i])
+					}
+				}
+				if err := r.Vouch(known); err != nil {
+					g.exclude(i, fmt.Errorf("shard %d: %w", shard, err))
+				}
+			}
+		}
+	}
+}
+
+// adopt syncs what the slot's lanes have replayed, and gives its other
+// segments to the pool. Those of a damaged lane are left alone.
+func (g *Group) adopt(i int, s *Slot) error {
+	var adopted, inUse []uint32
+	var life uint32
+	for shard := range g.Shards {
+		r := g.Lanes[shard][i]
+		adopted = append(adopted, r.Adopted...)
+		inUse = append(inUse, r.Lane.SegmentsInUse()...)
+		for _, h := range s.headers {
+			life = max(life, h.Life())
+			if r.Damage != nil && h.Lane().Shard == uint16(shard) {
+				inUse = append(inUse, h.Segment())
+			}
+		}
+		if r.Damage != nil {
+			g.opt.Log(i, fmt.Sprintf("shard %d is damaged; its log is kept, the slot is repaired from a peer", shard), r.Damage)
+		}
+		for _, rot := range r.Rotten {
+			g.opt.Log(i, fmt.Sprintf("block %d is rotten", rot.LBA), journal.ErrChecksum)
+		}
+	}
+	s.headers = nil
+	s.pool.seed(inUse, life+lifeMargin)
+	return s.syncLog(adopted)
+}
+
+// lifeMargin keeps lives apart from those of segments whose header was torn.
+const lifeMargin = 64
+
+// checkQuorum counts the slots that may be believed.
+func (g *Group) checkQuorum() error {
+	g.usable = make([]bool, len(g.Slots))
+	usable, blank := 0, 0
+	g.each(func(i int, s *Slot) {
+		g.usable[i] = !s.blank()
+		for shard := range g.Shards {
+			if g.Lanes[shard][i].Incomplete {
+				g.usable[i] = false
+			}
+		}
+		if s.blank() {
+			blank++
+		}
+		if g.usable[i] {
+			usable++
+			g.started = max(g.started, s.super.Started)
+		}
+	})
+	switch {
+	case usable >= g.Quorum(), blank == g.Replicas: // or a volume that was never started
+		return nil
+	case g.opt.Survivor > 0 && g.usable[g.opt.Survivor-1]:
+		g.reportLag(g.opt.Survivor - 1)
+		return nil
+	}
+	err := fmt.Errorf("%w: %d of %d, %d are needed; if the others are lost for good, --survivor ID opens the volume with one", ErrQuorum, usable, g.Replicas, g.Quorum())
+	return errors.Join(append([]error{err}, g.Absent...)...)
+}
+
+// reportLag says how far the only slot left may be behind what was flushed.
+func (g *Group) reportLag(slot int) {
+	for shard, lanes := range g.Lanes {
+		r := lanes[slot]
+		known := slices.Max(r.Known[:])
+		lag := int64(known) - int64(r.Stamp.LSN)
+		g.opt.Log(slot, fmt.Sprintf("opened as the only survivor: shard %d is at generation %d LSN %d; its peers were known durable up to LSN %d (%d records ahead), and may have been further",
+			shard, r.Stamp.Generation, r.Stamp.LSN, known, max(lag, 0)), nil)
+	}
+}
+
+// chooseGeneration takes one higher than any that was promised or used, and
+// begins it behind every LSN ever seen: an LSN is never given twice.
+func (g *Group) chooseGeneration() {
+	g.each(func(_ int, s *Slot) { g.Generation = max(g.Generation, s.super.Promised, s.super.Started) })
+	g.Starts = make([]journal.LSN, g.Shards)
+	for shard, lanes := range g.Lanes {
+		var last journal.LSN
+		for _, r := range lanes {
+			if r != nil {
+				g.Generation = max(g.Generation, r.Stamp.Generation)
+				last = max(last, r.Stamp.LSN, slices.Max(r.Known[:]))
+			}
+		}
+		if g.opt.Arena != nil {
+			last = max(last, g.opt.Arena.Last(uint16(shard)), g.opt.Arena.Retired(uint16(shard)))
+		}
+		g.Starts[shard] = last + 1
+	}
+	g.Generation++
+}

@@ -1,0 +1,312 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"sync"
+	"time"
+
+	"trivet/disk"
+	"trivet/journal"
+	"trivet/meta"
+)
+
+// metaTimeout bounds every call of the metadata store.
+const metaTimeout = 10 * time.Second
+
+// Slot is one local replica: its files and its metadata store.
+type Slot struct {
+	ID    journal.SlotID
+	Where string // for people
+	fs    disk.FS
+	store meta.Store
+	pool  *pool
+	lock  io.Closer
+
+	headers []journal.Header // found by scan; dropped once the pool is seeded
+
+	super     journal.Superblock // guarded by commitMu once the slot is active
+	superFile disk.File
+	commitMu  sync.Mutex // serialises commits and writes of the superblock
+
+	handleMu sync.RWMutex
+	handles  map[uint32]disk.File // log files open for reading, by number
+	appends  map[disk.File]bool   // handles of segments that lanes append to
+	closed   bool
+}
+
+// CreateSlot makes a slot in an empty directory: generation 0, no records. It
+// counts for nothing until it was brought together with its peers.
+func CreateSlot(files disk.FS, id journal.SlotID, g Geometry) error {
+	if err := files.MkdirAll(logDir); err != nil {
+		return fmt.Errorf("slot %d: %w", id, err)
+	}
+	f, err := files.Create(journal.SuperblockFile, journal.SuperblockSize)
+	if err != nil {
+		return fmt.Errorf("slot %d: %w", id, err)
+	}
+	super := journal.Superblock{
+		Volume: g.Volume, Name: g.Name, Slot: id, Replicas: uint8(g.Replicas), Shards: uint16(g.Shards),
+		SizeBytes: g.SizeBytes, SegmentBlocks: g.SegmentBlocks, Starts: make([]journal.LSN, g.Shards),
+	}
+	for range 2 { // both copies
+		if err := super.Write(f); err != nil {
+			return errors.Join(fmt.Errorf("slot %d: %w", id, err), f.Close())
+		}
+	}
+	return f.Close()
+}
+
+// ReadSlot reads the superblock of the slot in a directory. The error wraps
+// fs.ErrNotExist when there is none, and ErrInUse when another process serves
+// it. The slot must be closed.
+func ReadSlot(files disk.FS, id journal.SlotID, where string) (*Slot, error) {
+	s := &Slot{ID: id, Where: where, fs: files, handles: make(map[uint32]disk.File), appends: make(map[disk.File]bool)}
+	f, err := files.Open(journal.SuperblockFile)
+	if err != nil {
+		return nil, fmt.Errorf("slot %d: %w", id, err)
+	}
+	s.superFile = f
+	super, _, err := journal.ReadSuperblock(f)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("slot %d in %s: %w", id, where, err), f.Close())
+	}
+	if super.Slot != id {
+		return nil, errors.Join(fmt.Errorf("%s holds slot %d, expected slot %d: %w", where, super.Slot, id, ErrMismatch), f.Close())
+	}
+	if s.lock, err = files.Lock("lock"); err != nil {
+		return nil, errors.Join(fmt.Errorf("slot %d in %s: %w: %w", id, where, ErrInUse, err), f.Close())
+	}
+	s.super = *super
+	s.pool = newPool(files, super.SegmentBlocks)
+	return s, nil
+}
+
+// Attach gives the slot its metadata store, which the slot then owns.
+func (s *Slot) Attach(store meta.Store) { s.store = store }
+
+// Geometry returns what the superblock says of the volume.
+func (s *Slot) Geometry() Geometry {
+	return Geometry{
+		Volume: s.super.Volume, Name: s.super.Name, SizeBytes: s.super.SizeBytes, Replicas: int(s.super.Replicas),
+		Shards: int(s.super.Shards), SegmentBlocks: s.super.SegmentBlocks,
+	}
+}
+
+// Started returns the last generation that the slot took part in, 0 for none.
+func (s *Slot) Started() journal.Generation { return s.super.Started }
+
+// blank tells whether the slot never took part in a generation.
+func (s *Slot) blank() bool { return s.super.Started == 0 }
+
+// checkStore compares the store's sequence with its mirror: a store that has
+// fallen behind has lost keys, whatever it still answers.
+func (s *Slot) checkStore() error {
+	ctx, cancel := context.WithTimeout(context.Background(), metaTimeout)
+	defer cancel()
+	sequence, err := s.store.Sequence(ctx)
+	if err != nil {
+		return fmt.Errorf("slot %d: %w", s.ID, err)
+	}
+	if sequence < s.super.Checkpoint {
+		return fmt.Errorf("slot %d: metadata is at checkpoint %d, %d was made: %w", s.ID, sequence, s.super.Checkpoint, meta.ErrCorrupt)
+	}
+	s.super.Checkpoint = sequence
+	return nil
+}
+
+// promise stores the generation below which the slot never serves again.
+func (s *Slot) promise(g journal.Generation) error {
+	s.commitMu.Lock()
+	defer s.commitMu.Unlock()
+	s.super.Promised = g
+	return s.super.Write(s.superFile)
+}
+
+// start stores that the slot takes part in the generation, from these LSNs on.
+func (s *Slot) start(g journal.Generation, starts []journal.LSN) error {
+	s.commitMu.Lock()
+	defer s.commitMu.Unlock()
+	s.super.Started, s.super.Starts = g, starts
+	return s.super.Write(s.superFile)
+}
+
+// scan reads the first block of every segment. A segment that cannot be read
+// ends the recovery of the slot.
+func (s *Slot) scan() ([]journal.Header, error) {
+	if err := s.pool.discover(); err != nil {
+		return nil, fmt.Errorf("slot %d: %w", s.ID, err)
+	}
+	var headers []journal.Header
+	block := disk.Alloc(journal.BlockSize)
+	for segment := range s.pool.segments() {
+		if err := s.ReadSegment(segment, block, 0); err != nil {
+			return nil, err
+		}
+		h, ok, err := journal.DecodeHeader(block, s.super.Volume, s.ID, segment)
+		if err != nil {
+			return nil, fmt.Errorf("slot %d: %w", s.ID, err)
+		}
+		if ok {
+			headers = append(headers, h)
+		}
+	}
+	return headers, nil
+}
+
+// ReadSegment, Scan and Load make the slot a journal.Source.
+func (s *Slot) ReadSegment(segment uint32, buf []byte, block uint32) error {
+	f, base, err := s.reader(segment)
+	if err == nil {
+		err = f.Read([][]byte{buf}, base+int64(block)*journal.BlockSize)
+	}
+	if err != nil {
+		return fmt.Errorf("slot %d segment %d block %d: %w", s.ID, segment, block, err)
+	}
+	return nil
+}
+
+// Scan calls fn for every pair of the slot's metadata with the prefix.
+func (s *Slot) Scan(prefix []byte, fn func(key, value []byte) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 6*metaTimeout)
+	defer cancel()
+	return s.store.Scan(ctx, prefix, fn)
+}
+
+// Load returns the values of keys in the slot's metadata.
+func (s *Slot) Load(keys [][]byte) ([][]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), metaTimeout)
+	defer cancel()
+	return s.store.Load(ctx, keys)
+}
+
+// reader returns a handle for reading the segment, and its offset there.
+func (s *Slot) reader(segment uint32) (disk.File, int64, error) {
+	file, base := s.pool.place(segment)
+	s.handleMu.RLock()
+	f := s.handles[file]
+	s.handleMu.RUnlock()
+	if f != nil {
+		return f, base, nil
+	}
+	s.handleMu.Lock()
+	defer s.handleMu.Unlock()
+	if f := s.handles[file]; f != nil {
+		return f, base, nil
+	}
+	if s.closed {
+		return nil, 0, fs.ErrClosed
+	}
+	f, err := s.fs.Open(fileName(file))
+	if err != nil {
+		return nil, 0, err
+	}
+	s.handles[file] = f
+	return f, base, nil
+}
+
+// prepare takes a segment from the pool and opens a handle to append to it.
+func (s *Slot) prepare(zero bool) (*journal.Open, error) {
+	segment, life, fresh, err := s.pool.take()
+	if err != nil {
+		return nil, err
+	}
+	file, base := s.pool.place(segment)
+	f, err := s.fs.Open(fileName(file))
+	if err != nil {
+		s.pool.put([]uint32{segment})
+		return nil, err
+	}
+	if zero && fresh {
+		if err := f.Zero(base, s.pool.segmentBytes()); err != nil {
+			s.pool.put([]uint32{segment})
+			return nil, errors.Join(err, f.Close())
+		}
+	}
+	s.handleMu.Lock()
+	s.appends[f] = true
+	s.handleMu.Unlock()
+	return &journal.Open{Index: segment, Life: life, Blocks: s.pool.blocks, File: f, Base: base}, nil
+}
+
+// forget drops a handle that prepare has opened and its user has closed.
+func (s *Slot) forget(o *journal.Open) {
+	s.handleMu.Lock()
+	defer s.handleMu.Unlock()
+	delete(s.appends, o.File)
+}
+
+// commit stores pairs and mirrors the store's sequence in the superblock.
+func (s *Slot) commit(pairs []journal.Pair) error {
+	s.commitMu.Lock()
+	defer s.commitMu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 3*metaTimeout)
+	defer cancel()
+	list := make([]meta.Pair, len(pairs))
+	for i, p := range pairs {
+		list[i] = meta.Pair(p)
+	}
+	next := s.super.Checkpoint + 1
+	if err := s.store.Commit(ctx, next, list); err != nil {
+		// The outcome is unknown: the next commit must not reuse the number.
+		if sequence, errSequence := s.store.Sequence(ctx); errSequence == nil {
+			s.super.Checkpoint = max(s.super.Checkpoint, sequence)
+		}
+		return err
+	}
+	s.super.Checkpoint = next
+	return s.super.Write(s.superFile)
+}
+
+// syncLog makes the segments durable that recovery has adopted.
+func (s *Slot) syncLog(segments []uint32) error {
+	synced := make(map[uint32]bool)
+	for _, segment := range segments {
+		file, _ := s.pool.place(segment)
+		if synced[file] {
+			continue
+		}
+		synced[file] = true
+		f, _, err := s.reader(segment)
+		if err == nil {
+			err = f.Sync()
+		}
+		if err != nil {
+			return fmt.Errorf("slot %d: sync %s: %w", s.ID, fileName(file), err)
+		}
+	}
+	return nil
+}
+
+// Segments returns how many segments are in use and free.
+func (s *Slot) Segments() (inUse, free int) { return s.pool.counts() }
+
+// CheckpointSequence returns the sequence of the last checkpoint.
+func (s *Slot) CheckpointSequence() uint64 {
+	s.commitMu.Lock()
+	defer s.commitMu.Unlock()
+	return s.super.Checkpoint
+}
+
+// Close releases the slot's files, store and lock. Nothing may be under way.
+func (s *Slot) Close() error {
+	s.handleMu.Lock()
+	s.closed = true
+	var errs []error
+	for _, f := range s.handles {
+		errs = append(errs, f.Close())
+	}
+	for f := range s.appends {
+		errs = append(errs, f.Close())
+	}
+	s.handles, s.appends = nil, nil
+	s.handleMu.Unlock()
+	if s.store != nil {
+		errs = append(errs, s.store.Close())
+	}
+	errs = append(errs, s.superFile.Close(), s.lock.Close())
+	return errors.Join(errs...)
+}

@@ -1,0 +1,129 @@
+package replica
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"trivet/journal"
+)
+
+// standing is what a lane is worth in its shard.
+type standing struct {
+	usable  bool
+	started journal.Generation // of its slot
+	lsn     journal.LSN        // up to which it is to be trusted
+	suspect journal.LSN        // from here on it is not; 0: all of it is
+}
+
+// behind tells whether a ranks below b.
+func (a standing) behind(b standing) bool {
+	switch {
+	case a.usable != b.usable:
+		return b.usable
+	case a.started != b.started:
+		return a.started < b.started
+	}
+	return a.lsn < b.lsn
+}
+
+// rank returns the standings of a shard's lanes and the best of them, -1 when
+// there is none.
+func (g *Group) rank(shard uint16) (all []standing, best int) {
+	lanes := g.Lanes[shard]
+	all = make([]standing, len(lanes))
+	best = -1
+	for i, r := range lanes {
+		if r == nil {
+			continue
+		}
+		st := standing{usable: g.usable[i], started: g.Slots[i].super.Started, lsn: r.Stamp.LSN}
+		for j, peer := range lanes {
+			if peer == nil || j == i || !g.usable[j] || g.Slots[j].super.Started < g.started {
+				continue
+			}
+			if s := peer.Suspect[i]; s != 0 && s <= r.Stamp.LSN && (st.suspect == 0 || s < st.suspect) {
+				st.suspect = s
+			}
+		}
+		if st.suspect != 0 {
+			st.lsn = st.suspect - 1
+		}
+		all[i] = st
+	}
+	for i, r := range lanes {
+		if r != nil && (best < 0 || all[best].behind(all[i])) {
+			best = i
+		}
+	}
+	return all, best
+}
+
+// bringTogether makes every lane of the shard equal to the best one.
+func (g *Group) bringTogether(shard uint16) error {
+	lanes := g.Lanes[shard]
+	all, best := g.rank(shard)
+	if best < 0 {
+		return g.recount()
+	}
+	if err := lanes[best].Damage; err != nil && !g.outlived(shard, all[best].lsn) && g.opt.Survivor == 0 {
+		return fmt.Errorf("slot %d shard %d is the best copy that is left: %w; --survivor %d opens the volume without what is missing", best, shard, err, best)
+	}
+	for i, r := range lanes {
+		if r == nil || i == best {
+			continue
+		}
+		same := all[i].usable == all[best].usable && all[i].started == all[best].started && all[i].suspect == 0
+		if same && (all[i].lsn == all[best].lsn || g.outlived(shard, all[i].lsn)) {
+			continue
+		}
+		if err := g.copyLane(shard, i, best, all[i]); err != nil {
+			g.exclude(i, fmt.Errorf("shard %d: bring together with slot %d: %w", shard, best, err))
+		}
+	}
+	return nil
+}
+
+// outlived tells whether the arena holds all that a lane at lsn lacks.
+func (g *Group) outlived(shard uint16, lsn journal.LSN) bool {
+	return g.opt.Arena != nil && lsn >= g.opt.Arena.Retired(shard)
+}
+
+// copyLane copies every region in which two lanes differ, and removes what the
+// better one does not have.
+func (g *Group) copyLane(shard uint16, to, from int, st standing) error {
+	source, target, slot := g.Lanes[shard][from], g.Lanes[shard][to], g.Slots[to]
+	c := journal.Copier{
+		To: target, Generation: g.Generation,
+		Prepare: func() (*journal.Open, error) { return slot.prepare(false) },
+		Commit:  slot.commit,
+		Closed:  slot.forget,
+	}
+	regions := append(source.Regions(), target.Regions()...)
+	slices.Sort(regions)
+	regions = slices.Compact(regions)
+	g.opt.Log(to, fmt.Sprintf("shard %d: bringing %d regions together with slot %d", shard, len(regions), from), nil)
+	said := time.Now()
+	for i, region := range regions {
+		force := false
+		if st.suspect != 0 {
+			stamp, err := target.RegionStamp(region)
+			if err != nil {
+				return err
+			}
+			force = stamp.LSN >= st.suspect
+		}
+		if err := c.Copy(region, source, force); err != nil {
+			return err
+		}
+		if time.Since(said) > time.Second {
+			said = time.Now()
+			g.opt.Log(to, fmt.Sprintf("shard %d: region %d of %d, %d blocks copied", shard, i+1, len(regions), c.Copied), nil)
+		}
+	}
+	if err := c.Finish(source.Stamp); err != nil {
+		return err
+	}
+	g.opt.Log(to, fmt.Sprintf("shard %d: equal to slot %d, %d blocks copied", shard, from, c.Copied), nil)
+	return nil
+}

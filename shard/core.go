@@ -1,0 +1,332 @@
+package shard
+
+import (
+	"time"
+
+	"trivet/arena"
+	"trivet/cache"
+	"trivet/journal"
+)
+
+// Slot is a replica's share in carrying out what the shard decides. Like all
+// of an Executor its methods must not block.
+type Slot interface {
+	journal.Executor
+	// Read reads blocks of the slot's log and checks them.
+	Read(*journal.Read)
+}
+
+// Config is what a shard is made of.
+type Config struct {
+	Index      uint16
+	Generation journal.Generation
+	Arena      *arena.Arena
+	Cache      *cache.Cache
+	Window     *journal.Window
+	Slots      []Slot // by slot ID; nil for one that does not take part
+	Quorum     int    // slots that must have a record before it is acknowledged or durable
+	// Faulted is called, not under the shard's ownership, when a slot's lane
+	// has given up or stands still. The callee answers with Drop, or not.
+	Faulted func(slot journal.SlotID, lost bool, err error)
+	// Event is called with what an operator should know. It must not block.
+	Event func(slot int, what string, err error)
+	// StallAfter is how long an operation of a lane may take before the slot
+	// is reported.
+	StallAfter time.Duration
+	// FailAfter is how long a part may take, unless it says otherwise.
+	FailAfter time.Duration
+}
+
+// The policy of a shard.
+const (
+	// maxReads bounds the disk reads under way; more wait in the queue.
+	maxReads = 64
+	// eagerWithin: when the last flush came this soon after small writes, the
+	// next small write is made durable at once, so that its flush only waits.
+	eagerWithin = 5 * time.Millisecond
+	// eagerRecords is how many records a flush may have covered for that.
+	eagerRecords = 4
+)
+
+// Counters are a shard's totals since it was activated.
+type Counters struct {
+	Reads, Writes, Flushes, Trims uint64
+	ReadBytes, WriteBytes         uint64
+	ReadErrors, WriteErrors       uint64
+	FlushErrors                   uint64
+	CacheHits, CacheMisses        uint64 // blocks
+	Repairs                       uint64
+}
+
+// core is the state machine: it is touched by the shard's owner alone.
+type core struct {
+	cfg     Config
+	now     time.Duration
+	lanes   []*journal.Lane // by slot; nil for one that does not take part
+	live    [journal.MaxSlots]bool
+	primary int // slot that is read first
+	marks   journal.Marks
+	window  *journal.Window
+	pending pendingIndex
+
+	waiting  partList // for durability, by ascending target
+	unmapped partList // for a map page
+	queued   partList // for a disk read to be free
+	reading  partList // for a disk read under way
+	freeOps  []*readOp
+	readOps  []*readOp // all of them
+
+	stopped  error       // why nothing is written any more
+	atLeast  journal.LSN // what every flush must cover: the note of the last drop
+	reported [journal.MaxSlots]bool
+
+	sinceFlush int // records
+	eager      bool
+	lastFlush  time.Duration
+
+	done     partList // completed in this turn
+	faults   []fault  // to be reported after this turn
+	quiet    []func() // called once everything is checkpointed and nothing is under way
+	progress bool     // an operation has come back in this turn
+	counters Counters
+}
+
+// Add adds another shard's totals.
+func (c *Counters) Add(o Counters) {
+	c.Reads += o.Reads
+	c.Writes += o.Writes
+	c.Flushes += o.Flushes
+	c.Trims += o.Trims
+	c.ReadBytes += o.ReadBytes
+	c.WriteBytes += o.WriteBytes
+	c.ReadErrors += o.ReadErrors
+	c.WriteErrors += o.WriteErrors
+	c.FlushErrors += o.FlushErrors
+	c.CacheHits += o.CacheHits
+	c.CacheMisses += o.CacheMisses
+	c.Repairs += o.Repairs
+}
+
+type fault struct {
+	slot journal.SlotID
+	lost bool
+	err  error
+}
+
+// attach makes the core of recovered lanes; nil ones do not take part.
+func (c *core) attach(recovered []*journal.Recovery, connect func(apply func(time.Duration)) func(), block func() []byte) {
+	c.window = c.cfg.Window
+	c.pending = pendingIndex{regions: make(map[journal.Region]*pendingRegion), window: c.window}
+	c.lanes = make([]*journal.Lane, len(c.cfg.Slots))
+	memory := func(page uint32) []byte { return c.cfg.Arena.Bytes(arena.Page(page)) }
+	for i, r := range recovered {
+		if r == nil || c.cfg.Slots[i] == nil {
+			continue
+		}
+		c.lanes[i] = r.Activate(journal.Activation{
+			Executor: c.cfg.Slots[i], Window: c.window, Marks: &c.marks, Memory: memory, Block: block,
+			Generation: c.cfg.Generation, Connect: connect,
+		})
+		c.live[i] = true
+		c.marks.Durable[i] = c.lanes[i].Durable()
+	}
+	for range maxReads {
+		op := &readOp{}
+		op.disk.Done = connect(func(time.Duration) { c.readDone(op) })
+		c.readOps = append(c.readOps, op)
+	}
+	c.freeOps = append(c.freeOps, c.readOps...)
+	c.choosePrimary()
+}
+
+// choosePrimary picks the slot that is read first: shards differ, so that the
+// load is spread, and one slot's map pages serve a shard's reads.
+func (c *core) choosePrimary() {
+	for i := range c.lanes {
+		if s := (int(c.cfg.Index) + i) % len(c.lanes); c.live[s] {
+			c.primary = s
+			return
+		}
+	}
+}
+
+// begin handles a part that was submitted.
+func (c *core) begin(p *Part) {
+	if p.Deadline == 0 {
+		p.Deadline = c.now + c.cfg.FailAfter
+	}
+	switch p.Op {
+	case Read:
+		c.counters.Reads++
+		c.counters.ReadBytes += uint64(p.Length)
+	case Write:
+		c.counters.Writes++
+		c.counters.WriteBytes += uint64(p.Length)
+	case Trim, Zero:
+		c.counters.Trims++
+	case Flush:
+		c.counters.Flushes++
+	}
+	c.handle(p)
+}
+
+// handle runs a part as far as it goes: to its end, or into a queue.
+func (c *core) handle(p *Part) {
+	switch p.Op {
+	case Read, Cache:
+		c.read(p)
+	case Write:
+		c.write(p)
+	case Trim, Zero:
+		c.writeRange(p)
+	case Flush:
+		c.flush(p)
+	case Status:
+		c.status(p)
+	}
+}
+
+// finish completes a part; its Done is called when the turn ends.
+func (c *core) finish(p *Part, err error) {
+	p.Err = err
+	if err != nil {
+		switch p.Op {
+		case Read, Cache, Status:
+			c.counters.ReadErrors++
+		case Flush:
+			c.counters.FlushErrors++
+		default:
+			c.counters.WriteErrors++
+		}
+	}
+	if p.queue != nil {
+		p.queue.remove(p)
+	}
+	c.done.push(p)
+}
+
+// settle ends a turn: lanes hand over what is due, what became safe is
+// released, and who waited for it completes. It returns when it wants to run
+// again even if nothing happens, or 0.
+func (c *core) settle() (wake time.Duration) {
+	at := func(t time.Duration) {
+		if t != 0 && (wake == 0 || t < wake) {
+			wake = max(t, c.now+1)
+		}
+	}
+	if c.progress {
+		c.progress = false
+		c.retryUnmapped()
+	}
+	for i, l := range c.lanes {
+		if !c.live[i] {
+			continue
+		}
+		at(l.Pump(c.now))
+		if l.Encoding() {
+			at(c.now + 1)
+		}
+		at(c.supervise(journal.SlotID(i), l))
+	}
+	c.advance()
+	c.wakeQueues()
+	at(c.expire())
+	return wake
+}
+
+// isQuiet tells whether every live lane's checkpoint holds everything, and the
+// executor has nothing of the shard any more.
+func (c *core) isQuiet() bool {
+	for i, l := range c.lanes {
+		if l == nil {
+			continue
+		}
+		if l.Busy() || c.live[i] && c.stopped == nil && !l.Checkpointed(c.window.Last()) {
+			return false
+		}
+	}
+	return len(c.freeOps) == len(c.readOps)
+}
+
+// checkpoint asks every live lane for one, and calls fn once it is quiet.
+func (c *core) checkpoint(fn func()) {
+	for i, l := range c.lanes {
+		if c.live[i] {
+			l.RequestCheckpoint()
+		}
+	}
+	c.quiet = append(c.quiet, fn)
+}
+
+// supervise reports a lane that gave up, or that stands still. It returns
+// when it has to look again.
+func (c *core) supervise(slot journal.SlotID, l *journal.Lane) time.Duration {
+	if err := l.Fault(); err != nil {
+		if !c.reported[slot] {
+			c.reported[slot] = true
+			c.faults = append(c.faults, fault{slot, true, err})
+		}
+		return 0
+	}
+	oldest := l.Oldest()
+	if oldest == 0 {
+		return 0
+	}
+	due := oldest + c.stallBudget()
+	if c.now >= due {
+		c.faults = append(c.faults, fault{slot, false, errStalled{c.now - oldest}})
+		return c.now + c.cfg.StallAfter
+	}
+	return due
+}
+
+// stallBudget is shorter once the lane holds up everybody: it then pins
+// nearly all of the arena.
+func (c *core) stallBudget() time.Duration {
+	if c.arenaLow() {
+		return c.cfg.StallAfter / 8
+	}
+	return c.cfg.StallAfter
+}
+
+func (c *core) arenaLow() bool { return c.cfg.Arena.FreePages() < c.cfg.Arena.Pages()/4 }
+
+// wakeQueues lets parts go on that waited for a map page or a free read.
+func (c *core) wakeQueues() {
+	for n := c.queued.len; n > 0 && len(c.freeOps) > 0; n-- {
+		c.handle(c.queued.pop())
+	}
+}
+
+// retryUnmapped lets every part look again that waited for a map page.
+func (c *core) retryUnmapped() {
+	for n := c.unmapped.len; n > 0; n-- {
+		c.handle(c.unmapped.pop())
+	}
+}
+
+// expire fails the parts whose deadline has passed and returns the next one.
+func (c *core) expire() (next time.Duration) {
+	for _, l := range [...]*partList{&c.waiting, &c.unmapped, &c.queued, &c.reading} {
+		for p := l.oldest; p != nil && p.Deadline <= c.now; p = l.oldest {
+			c.abandon(p)
+		}
+		if p := l.oldest; p != nil && (next == 0 || p.Deadline < next) {
+			next = p.Deadline
+		}
+	}
+	return next
+}
+
+// abandon fails a part at its deadline. What the kernel may still write to
+// stays where it is until its system call has returned.
+func (c *core) abandon(p *Part) {
+	if p.op != nil {
+		p.op.part = nil
+		p.op = nil
+	}
+	if p.Op == Write && p.target == 0 {
+		c.cfg.Arena.Free(p.Pages[:p.blocks()]...)
+	}
+	c.finish(p, ErrDeadline)
+}

@@ -1,0 +1,174 @@
+package shard
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"trivet/arena"
+	"trivet/journal"
+)
+
+// errStalled: an operation of a lane has been under way for too long.
+type errStalled struct{ since time.Duration }
+
+func (e errStalled) Error() string {
+	return fmt.Sprintf("no answer for %v", e.since.Round(time.Millisecond))
+}
+
+// errDropped wraps why a slot was dropped when that stopped the device.
+var errDropped = errors.New("slot dropped")
+
+// flush completes once everything that was acknowledged before is durable on a
+// quorum. Whether it may is asked in the shard, so every connection gets the
+// same answer.
+func (c *core) flush(p *Part) {
+	if c.stopped != nil {
+		c.finish(p, c.stopped)
+		return
+	}
+	c.marks.Epoch++
+	c.eager = c.sinceFlush > 0 && c.sinceFlush <= eagerRecords || c.sinceFlush == 0 && c.eager
+	c.sinceFlush, c.lastFlush = 0, c.now
+	c.await(p, max(c.window.Last(), c.atLeast))
+}
+
+// await completes the part once a quorum is durable up to target.
+func (c *core) await(p *Part, target journal.LSN) {
+	p.target = max(target, c.atLeast)
+	if c.durable() >= p.target {
+		c.finish(p, nil)
+		return
+	}
+	c.wantDurable(p.target)
+	c.waiting.push(p)
+}
+
+func (c *core) wantDurable(lsn journal.LSN) {
+	for i, l := range c.lanes {
+		if c.live[i] {
+			l.Want(lsn)
+		}
+	}
+}
+
+// durable returns the LSN up to which a quorum of live slots is durable.
+func (c *core) durable() journal.LSN { return c.quorum((*journal.Lane).Durable) }
+
+// quorum returns the highest LSN that enough live lanes have reached.
+func (c *core) quorum(of func(*journal.Lane) journal.LSN) journal.LSN {
+	var best journal.LSN
+	for i, l := range c.lanes {
+		if !c.live[i] {
+			continue
+		}
+		reached, lsn := 0, of(l)
+		for j, other := range c.lanes {
+			if c.live[j] && of(other) >= lsn {
+				reached++
+			}
+		}
+		if reached >= c.cfg.Quorum {
+			best = max(best, lsn)
+		}
+	}
+	return best
+}
+
+// least returns the lowest LSN of the live lanes.
+func (c *core) least(of func(*journal.Lane) journal.LSN) journal.LSN {
+	least := c.window.Last()
+	for i, l := range c.lanes {
+		if c.live[i] {
+			least = min(least, of(l))
+		}
+	}
+	return least
+}
+
+// advance takes account of what the lanes have reached: it completes who waits
+// for it, and releases what is safe.
+func (c *core) advance() {
+	for i, l := range c.lanes {
+		if c.live[i] {
+			c.marks.Durable[i] = l.Durable()
+		}
+	}
+	if c.stopped != nil {
+		return // nothing is released: what was acknowledged stays in the arena
+	}
+	durable := c.durable()
+	for p := c.waiting.oldest; p != nil && p.target <= durable; p = c.waiting.oldest {
+		c.finish(p, nil)
+	}
+	c.retire(durable)
+}
+
+// retire releases the records that no lane needs from memory any more: those
+// that are durable on every live lane; when memory is short, those that are
+// durable on a quorum and written on every live lane. (A lane that then fails
+// cannot write them again and is faulted.)
+func (c *core) retire(durable journal.LSN) {
+	limit := c.least((*journal.Lane).Durable)
+	if c.arenaLow() {
+		limit = max(limit, min(durable, c.least((*journal.Lane).Written)))
+	}
+	if limit < c.window.First() {
+		return
+	}
+	// Published first: what follows is then no gap if the process is killed here.
+	c.cfg.Arena.Retired(c.cfg.Index, uint64(limit))
+	var pages [64]arena.Page
+	n := 0
+	for c.window.Next() > c.window.First() && c.window.First() <= limit {
+		r := c.window.At(c.window.First())
+		for i := range c.window.Items(r) {
+			if n == len(pages) {
+				c.cfg.Arena.Free(pages[:n]...)
+				n = 0
+			}
+			pages[n] = arena.Page(c.window.ItemAt(r, i).Page)
+			n++
+		}
+		c.pending.retire(r)
+		c.window.Retire()
+	}
+	c.cfg.Arena.Free(pages[:n]...)
+}
+
+// drop goes on without a slot. Its peers note, before any flush is
+// acknowledged without it, from where on it must not be trusted.
+func (c *core) drop(slot journal.SlotID, why error) {
+	if !c.live[slot] {
+		return
+	}
+	c.live[slot] = false
+	c.reported[slot] = true
+	c.marks.Suspect[slot] = c.lanes[slot].Durable() + 1
+	c.choosePrimary()
+	live := 0
+	for _, ok := range c.live {
+		if ok {
+			live++
+		}
+	}
+	if live < c.cfg.Quorum {
+		c.stop(fmt.Errorf("%w: slot %d: %w", ErrStopped, slot, why))
+		return
+	}
+	c.atLeast = c.window.Add(journal.KindNote, 0, 0).LSN
+	for p := c.waiting.oldest; p != nil; p = p.newer {
+		p.target = max(p.target, c.atLeast)
+	}
+	c.wantDurable(c.atLeast)
+	c.retryUnmapped()
+}
+
+// stop fails whatever needs a quorum, from now on and in the same way for
+// everybody. Reads are still served: a live slot is current.
+func (c *core) stop(why error) {
+	c.stopped = fmt.Errorf("%w: %w", errDropped, why)
+	for p := c.waiting.oldest; p != nil; p = c.waiting.oldest {
+		c.finish(p, c.stopped)
+	}
+}

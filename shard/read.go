@@ -1,0 +1,369 @@
+package shard
+
+import (
+	"fmt"
+
+	"trivet/arena"
+	"trivet/cache"
+	"trivet/journal"
+)
+
+// readOp is a disk read under way for a part: the blocks that were not in
+// memory, from one slot. They land in frames of the cache, which stay out of
+// it until the read has returned, whatever becomes of the part.
+type readOp struct {
+	disk   journal.Read
+	part   *Part // nil once the part gave up
+	slot   int
+	tried  uint8 // bit mask of slots that were asked
+	base   bool  // for a write that needs what the block holds
+	blocks [MaxPartBlocks]missing
+	n      int
+	dst    [MaxPartBlocks]journal.ReadBlock
+}
+
+// missing is a block of a readOp.
+type missing struct {
+	lba   journal.LBA
+	index int // of the block in the part
+	entry journal.Entry
+	frame cache.Frame
+	// What another slot had at fault for this block: repaired once it is read.
+	badSlot  int // -1: none
+	badEntry journal.Entry
+}
+
+// read serves a part from memory, or from a slot's log where it must.
+func (c *core) read(p *Part) {
+	slot := c.readSlot(p)
+	if !c.mapped(p, slot) {
+		c.unmapped.push(p)
+		return
+	}
+	op := c.newReadOp(p, slot)
+	if op == nil {
+		c.queued.push(p)
+		return
+	}
+	p.Extents = p.Extents[:0]
+	region := c.pending.lookup(p.LBA.Region())
+	for i := range p.blocks() {
+		c.readBlock(op, region, i)
+	}
+	if op.n == 0 {
+		c.freeOps = append(c.freeOps, op)
+		c.finish(p, nil)
+		return
+	}
+	c.start(op)
+}
+
+// readSlot returns the slot that the part is read from first.
+func (c *core) readSlot(p *Part) int {
+	if s := p.Prefer - 1; s >= 0 && s < len(c.lanes) && c.live[s] {
+		return s
+	}
+	return c.primary
+}
+
+// mapped tells whether every block of the part that is not in memory is known
+// to the slot's map; what is not is asked for.
+func (c *core) mapped(p *Part, slot int) bool {
+	region := c.pending.lookup(p.LBA.Region())
+	for i := range p.blocks() {
+		lba := p.LBA + journal.LBA(i)
+		if region != nil && region.refs[lba.Index()] != 0 {
+			continue
+		}
+		if _, known := c.lanes[slot].Lookup(lba); !known {
+			if _, hit := c.cfg.Cache.Lookup(uint64(lba)); !hit {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// readBlock copies one block from memory, or adds it to what the disk must
+// give.
+func (c *core) readBlock(op *readOp, region *pendingRegion, i int) {
+	p := op.part
+	lba := p.LBA + journal.LBA(i)
+	if region != nil {
+		if ref := region.refs[lba.Index()]; ref != 0 {
+			kind, page := c.pending.content(ref)
+			var content []byte
+			if kind == journal.Data {
+				content = c.cfg.Arena.Bytes(arena.Page(page))
+			}
+			p.deliver(i, kind, content)
+			return
+		}
+	}
+	if content, hit := c.cfg.Cache.Lookup(uint64(lba)); hit && p.Prefer == 0 {
+		c.counters.CacheHits++
+		p.deliver(i, journal.Data, content)
+		return
+	}
+	e, _ := c.lanes[op.slot].Lookup(lba)
+	if e.Content != journal.Data {
+		p.deliver(i, e.Content, nil)
+		return
+	}
+	c.counters.CacheMisses++
+	p.note(journal.Data)
+	op.add(missing{lba: lba, index: i, entry: e, badSlot: -1})
+}
+
+// deliver hands block i of a read to its destination; nil content is zeros.
+func (p *Part) deliver(i int, kind journal.Content, content []byte) {
+	p.note(kind)
+	p.place(i, content)
+}
+
+func (p *Part) note(kind journal.Content) {
+	if p.Status {
+		p.addExtent(1, kind)
+	}
+}
+
+// place copies block i of a read to its destination.
+func (p *Part) place(i int, content []byte) {
+	if p.Data == nil {
+		return
+	}
+	from, to, at := p.span(i)
+	if content == nil {
+		clear(p.Data[at : at+to-from])
+		return
+	}
+	copy(p.Data[at:at+to-from], content[from:to])
+}
+
+// newReadOp takes a free operation, or returns nil.
+func (c *core) newReadOp(p *Part, slot int) *readOp {
+	n := len(c.freeOps)
+	if n == 0 {
+		return nil
+	}
+	op := c.freeOps[n-1]
+	c.freeOps = c.freeOps[:n-1]
+	op.part, op.slot, op.tried, op.base, op.n = p, slot, 0, false, 0
+	return op
+}
+
+func (op *readOp) add(m missing) {
+	op.blocks[op.n] = m
+	op.n++
+}
+
+// fetchBase reads one block into the cache for a write that covers it in part.
+func (c *core) fetchBase(p *Part, lba journal.LBA, e journal.Entry) {
+	op := c.newReadOp(p, c.primary)
+	if op == nil {
+		c.queued.push(p)
+		return
+	}
+	op.base = true
+	op.add(missing{lba: lba, entry: e, badSlot: -1})
+	c.start(op)
+}
+
+// start gives every block a frame and hands the read over.
+func (c *core) start(op *readOp) {
+	op.tried |= 1 << op.slot
+	l := c.lanes[op.slot]
+	op.disk.Slot, op.disk.Blocks = journal.SlotID(op.slot), op.dst[:0]
+	for i := range op.n {
+		m := &op.blocks[i]
+		frame, ok := c.cfg.Cache.Detach()
+		if !ok {
+			c.giveUp(op, i)
+			return
+		}
+		if !l.Pin(m.entry) {
+			panic(fmt.Sprintf("shard %d: block %d is at a place that was recycled", c.cfg.Index, m.lba))
+		}
+		m.frame = frame
+		op.disk.Blocks = append(op.disk.Blocks, journal.ReadBlock{Entry: m.entry, Buf: c.cfg.Cache.Bytes(frame)})
+	}
+	op.part.op = op
+	c.reading.push(op.part)
+	c.cfg.Slots[op.slot].Read(&op.disk)
+}
+
+// giveUp puts a part back in the queue for which the cache has no frames: its
+// other reads hold them all and will return them.
+func (c *core) giveUp(op *readOp, got int) {
+	for i := range got {
+		c.cfg.Cache.Release(op.blocks[i].frame)
+		c.lanes[op.slot].Unpin(op.blocks[i].entry)
+	}
+	c.freeOps = append(c.freeOps, op)
+	p := op.part
+	op.part = nil
+	c.queued.push(p)
+}
+
+// readDone takes the result of a disk read. What was read is delivered even
+// if the block was overwritten meanwhile, for the two were concurrent; it is
+// cached only if it is still current.
+func (c *core) readDone(op *readOp) {
+	p := op.part
+	l := c.lanes[op.slot]
+	if p != nil {
+		p.op = nil
+		p.queue.remove(p)
+	}
+	bad := 0
+	for i := range op.n {
+		m, err := op.blocks[i], op.disk.Blocks[i].Err
+		l.Unpin(m.entry)
+		if err == nil {
+			c.gotBlock(op, p, m)
+			continue
+		}
+		c.cfg.Cache.Release(m.frame)
+		c.cfg.Event(op.slot, fmt.Sprintf("read of block %d", m.lba), err)
+		m.badSlot, m.badEntry = op.slot, m.entry
+		op.blocks[bad] = m
+		bad++
+	}
+	op.n = bad
+	switch {
+	case p == nil:
+		c.freeOps = append(c.freeOps, op)
+	case bad > 0:
+		c.retry(op)
+	default:
+		base := op.base
+		op.part = nil
+		c.freeOps = append(c.freeOps, op)
+		if base {
+			c.handle(p)
+			return
+		}
+		c.finish(p, nil)
+	}
+}
+
+// gotBlock delivers a block that was read and keeps it in the cache.
+func (c *core) gotBlock(op *readOp, p *Part, m missing) {
+	content := c.cfg.Cache.Bytes(m.frame)
+	if p != nil && !op.base {
+		p.place(m.index, content)
+	}
+	if m.badSlot >= 0 {
+		c.repair(m.badSlot, m.lba, m.badEntry, content)
+	}
+	region := c.pending.lookup(m.lba.Region())
+	overtaken := region != nil && region.refs[m.lba.Index()] != 0
+	if !overtaken && c.live[op.slot] && c.lanes[op.slot].StillAt(m.lba, m.entry) {
+		c.cfg.Cache.Attach(uint64(m.lba), m.frame)
+		return
+	}
+	c.cfg.Cache.Release(m.frame)
+}
+
+// retry reads the blocks that failed once more: from memory or a new place if
+// they have changed since, else from a slot that was not asked yet. The place
+// that failed is asked a second time first when there is no other slot.
+func (c *core) retry(op *readOp) {
+	p := op.part
+	next := -1
+	for s := range c.lanes {
+		if c.live[s] && op.tried&(1<<s) == 0 {
+			next = s
+			break
+		}
+	}
+	if next < 0 {
+		op.part = nil
+		c.freeOps = append(c.freeOps, op)
+		c.finish(p, ErrIO)
+		return
+	}
+	op.slot = next
+	still := 0
+	for i := range op.n {
+		m := op.blocks[i]
+		e, resolved, ok := c.relocate(op, m)
+		if !ok { // the map page has to be loaded: begin anew
+			op.part = nil
+			c.freeOps = append(c.freeOps, op)
+			c.unmapped.push(p)
+			return
+		}
+		if resolved {
+			continue
+		}
+		m.entry = e
+		op.blocks[still] = m
+		still++
+	}
+	op.n = still
+	if still > 0 {
+		c.start(op)
+		return
+	}
+	base := op.base
+	op.part = nil
+	c.freeOps = append(c.freeOps, op)
+	if base {
+		c.handle(p)
+		return
+	}
+	c.finish(p, nil)
+}
+
+// relocate looks a block up again. resolved: it was delivered from memory.
+func (c *core) relocate(op *readOp, m missing) (e journal.Entry, resolved, ok bool) {
+	if region := c.pending.lookup(m.lba.Region()); region != nil {
+		if ref := region.refs[m.lba.Index()]; ref != 0 {
+			if !op.base {
+				kind, page := c.pending.content(ref)
+				var content []byte
+				if kind == journal.Data {
+					content = c.cfg.Arena.Bytes(arena.Page(page))
+				}
+				op.part.place(m.index, content)
+			}
+			return e, true, true
+		}
+	}
+	e, known := c.lanes[op.slot].Lookup(m.lba)
+	if !known {
+		return e, false, false
+	}
+	if e.Content != journal.Data {
+		if !op.base {
+			op.part.place(m.index, nil)
+		}
+		return e, true, true
+	}
+	return e, false, true
+}
+
+// status describes the part's blocks.
+func (c *core) status(p *Part) {
+	l := c.lanes[c.primary]
+	region := c.pending.lookup(p.LBA.Region())
+	p.Extents = p.Extents[:0]
+	for i := range p.blocks() {
+		lba := p.LBA + journal.LBA(i)
+		if region != nil {
+			if ref := region.refs[lba.Index()]; ref != 0 {
+				kind, _ := c.pending.content(ref)
+				p.addExtent(1, kind)
+				continue
+			}
+		}
+		e, known := l.Lookup(lba)
+		if !known {
+			c.unmapped.push(p)
+			return
+		}
+		p.addExtent(1, e.Content)
+	}
+	c.finish(p, nil)
+}

@@ -1,0 +1,69 @@
+package shard
+
+import (
+	"time"
+
+	"trivet/journal"
+)
+
+// View is what Inspect shows of a shard. It is valid during the call alone.
+type View struct{ core *core }
+
+// Counters returns the shard's totals.
+func (v *View) Counters() Counters { return v.core.counters }
+
+// Stopped returns why nothing is written any more, or nil.
+func (v *View) Stopped() error { return v.core.stopped }
+
+// CacheBlocks returns how many blocks the cache holds.
+func (v *View) CacheBlocks() int { return v.core.cfg.Cache.Len() }
+
+// LaneView is the state of one lane.
+type LaneView struct {
+	Live             bool
+	BacklogBytes     uint64 // of records that the lane has not written
+	UnsyncedBytes    uint64 // of records that it has written, not durable
+	Written, Durable journal.LSN
+	Usage            journal.Usage
+	LastError        error
+}
+
+// Lane returns the state of the slot's lane; ok is false when it has none.
+func (v *View) Lane(slot int) (view LaneView, ok bool) {
+	c := v.core
+	l := c.lanes[slot]
+	if l == nil {
+		return view, false
+	}
+	return LaneView{
+		Live: c.live[slot], BacklogBytes: l.BacklogBytes(), UnsyncedBytes: l.UnsyncedBytes(),
+		Written: l.Written(), Durable: l.Durable(), Usage: l.Usage(), LastError: l.LastError(),
+	}, true
+}
+
+// Last returns the LSN of the newest record.
+func (v *View) Last() journal.LSN { return v.core.window.Last() }
+
+// Waiting is a part that has not completed.
+type Waiting struct {
+	Op       Op
+	LBA      journal.LBA
+	Length   int
+	Stage    string        // what it waits for
+	Deadline time.Duration // on the shard's clock
+}
+
+// Inflight appends the parts that wait for something, at most max of them.
+func (v *View) Inflight(to []Waiting, max int) []Waiting {
+	c := v.core
+	queues := [...]struct {
+		list  *partList
+		stage string
+	}{{&c.waiting, "durability"}, {&c.unmapped, "map page"}, {&c.queued, "free read"}, {&c.reading, "disk read"}}
+	for _, q := range queues {
+		for p := q.list.oldest; p != nil && len(to) < max; p = p.newer {
+			to = append(to, Waiting{p.Op, p.LBA, p.Length, q.stage, p.Deadline})
+		}
+	}
+	return to
+}

@@ -1,0 +1,162 @@
+package shard
+
+import (
+	"fmt"
+
+	"trivet/arena"
+	"trivet/journal"
+)
+
+// write logs a part's blocks. Its payload is in the arena already; a block
+// that it covers in part is first completed with what the block holds now.
+func (c *core) write(p *Part) {
+	if c.stopped != nil {
+		c.cfg.Arena.Free(p.Pages[:p.blocks()]...)
+		c.finish(p, c.stopped)
+		return
+	}
+	if !c.complete(p) {
+		return
+	}
+	n := p.blocks()
+	r := c.window.Add(journal.KindWrite, p.LBA, n)
+	for i := range n {
+		c.addPage(r, p.LBA+journal.LBA(i), p.Pages[i], p.CRCs[i])
+		if frame := c.cfg.Cache.Insert(uint64(p.LBA) + uint64(i)); frame != nil {
+			copy(frame, c.cfg.Arena.Bytes(p.Pages[i]))
+		}
+	}
+	c.logged(p, r)
+}
+
+// writeRange logs a Trim or Zero part, which holds one page for its record.
+func (c *core) writeRange(p *Part) {
+	if c.stopped != nil {
+		c.cfg.Arena.Free(p.Pages[0])
+		c.finish(p, c.stopped)
+		return
+	}
+	kind, n := journal.KindTrim, p.blocks()
+	if p.Op == Zero {
+		kind = journal.KindZero
+	}
+	r := c.window.Add(kind, p.LBA, n)
+	c.window.AddItem(r, journal.Item{Page: uint32(p.Pages[0])})
+	c.publish(p.Pages[0], r, p.LBA, n, 0)
+	c.cfg.Cache.DropRange(uint64(p.LBA), n)
+	c.logged(p, r)
+}
+
+// logged acknowledges a part whose record is in the window, and so with all
+// live lanes, or lets it wait until it is durable.
+func (c *core) logged(p *Part, r *journal.Record) {
+	c.pending.add(r)
+	c.sinceFlush++
+	if c.eager && c.now-c.lastFlush > eagerWithin {
+		c.eager = false
+	}
+	switch {
+	case p.FUA:
+		c.await(p, r.LSN)
+	case c.eager && c.sinceFlush <= eagerRecords:
+		c.wantDurable(r.LSN)
+		c.finish(p, nil)
+	default:
+		c.finish(p, nil)
+	}
+}
+
+// complete fills the parts of the first and last block that the write does not
+// cover. It returns false when it has to wait for them, or has failed.
+func (c *core) complete(p *Part) bool {
+	n := p.blocks()
+	for _, i := range [...]int{0, n - 1} {
+		from, to, _ := p.span(i)
+		bit := uint8(1)
+		if i > 0 {
+			bit = 2
+		}
+		if to-from == journal.BlockSize || p.merged&bit != 0 {
+			continue
+		}
+		base, ok := c.base(p, p.LBA+journal.LBA(i))
+		if !ok {
+			p.merged = 0 // what was completed may be old by the time we are back
+			return false
+		}
+		page := c.cfg.Arena.Bytes(p.Pages[i])
+		if base == nil {
+			clear(page[:from])
+			clear(page[to:])
+		} else {
+			copy(page[:from], base[:from])
+			copy(page[to:], base[to:])
+		}
+		p.CRCs[i] = journal.Checksum(page)
+		p.merged |= bit
+	}
+	return true
+}
+
+// base returns what a block holds, nil for zeros. When that is not in memory,
+// the part waits for it and ok is false.
+func (c *core) base(p *Part, lba journal.LBA) (content []byte, ok bool) {
+	if region := c.pending.lookup(lba.Region()); region != nil {
+		if ref := region.refs[lba.Index()]; ref != 0 {
+			kind, page := c.pending.content(ref)
+			if kind != journal.Data {
+				return nil, true
+			}
+			return c.cfg.Arena.Bytes(arena.Page(page)), true
+		}
+	}
+	if b, hit := c.cfg.Cache.Lookup(uint64(lba)); hit {
+		return b, true
+	}
+	e, known := c.lanes[c.primary].Lookup(lba)
+	switch {
+	case !known:
+		c.unmapped.push(p)
+		return nil, false
+	case e.Content != journal.Data:
+		return nil, true
+	}
+	c.fetchBase(p, lba, e)
+	return nil, false
+}
+
+// repair writes a block anew that a slot could not read, with what another
+// slot had, unless it was changed since. It is a record like any other, so all
+// slots get it.
+func (c *core) repair(slot int, lba journal.LBA, bad journal.Entry, good []byte) {
+	if c.stopped != nil || !c.live[slot] || !c.lanes[slot].StillAt(lba, bad) {
+		return
+	}
+	if region := c.pending.lookup(lba.Region()); region != nil && region.refs[lba.Index()] != 0 {
+		return
+	}
+	var pages [1]arena.Page
+	if !c.cfg.Arena.Alloc(1, pages[:]) {
+		return // the next read of the block tries again
+	}
+	copy(c.cfg.Arena.Bytes(pages[0]), good)
+	r := c.window.Add(journal.KindWrite, lba, 1)
+	c.addPage(r, lba, pages[0], journal.Checksum(good))
+	c.pending.add(r)
+	c.counters.Repairs++
+	c.cfg.Event(slot, fmt.Sprintf("block %d repaired from a peer", lba), nil)
+}
+
+// addPage gives the record one page of payload and publishes it in the arena.
+func (c *core) addPage(r *journal.Record, lba journal.LBA, page arena.Page, crc uint32) {
+	c.window.AddItem(r, journal.Item{Page: uint32(page), CRC: crc})
+	c.publish(page, r, lba, 1, crc)
+}
+
+// publish makes the page's record outlive the process.
+func (c *core) publish(page arena.Page, r *journal.Record, lba journal.LBA, blocks int, crc uint32) {
+	c.cfg.Arena.Put(page, arena.Record{
+		Shard: c.cfg.Index, Kind: arena.RecordKind(r.Kind), LBA: uint64(lba), Count: uint32(blocks), CRC: crc,
+		Stamp: arena.Stamp{Generation: uint64(c.cfg.Generation), LSN: uint64(r.LSN)},
+	})
+}
