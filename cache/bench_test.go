@@ -5,8 +5,6 @@ import "testing"
 // spread visits 2^k addresses in an order that no prefetcher guesses.
 func spread(i, mask uint64) uint64 { return i * 0x5851F42D4C957F2D >> 20 & mask }
 
-var sink byte
-
 // BenchmarkLookup looks up blocks that are present: 1 MiB of blocks, whose
 // index stays in the processor's cache, and 512 MiB, whose does not.
 func BenchmarkLookup(b *testing.B) {
