@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"encoding/binary"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -164,8 +165,8 @@ func mixed(rng *rand.Rand, old, latest content) content {
 		case 1:
 			copySector(sector, latest, at)
 		default:
-			for i := range sector {
-				sector[i] = byte(rng.Uint32())
+			for i := 0; i < sectorSize; i += 8 {
+				binary.LittleEndian.PutUint64(sector[i:], rng.Uint64())
 			}
 		}
 	}
