@@ -1,0 +1,56 @@
+package meta
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"testing"
+)
+
+// residentKiB returns fields of a process's smaps_rollup: Rss, Pss, and so on.
+func residentKiB(t testing.TB, pid int) map[string]int {
+	t.Helper()
+	file, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		t.Skip(err)
+	}
+	defer file.Close()
+	fields := make(map[string]int)
+	for lines := bufio.NewScanner(file); lines.Scan(); {
+		name, rest, _ := strings.Cut(lines.Text(), ":")
+		var kib int
+		if _, err := fmt.Sscanf(rest, "%d kB", &kib); err == nil {
+			fields[name] = kib
+		}
+	}
+	return fields
+}
+
+// What an idle helper keeps resident: of a fresh store, and after 20,000 pairs.
+func TestHelperMemory(t *testing.T) {
+	s := mustStart(t, testHelper(t.TempDir()))
+	defer closeStore(t, s)
+	show := func(when string) int {
+		m := residentKiB(t, helperPid(s))
+		t.Logf("%s: Rss %d KiB, Pss %d, anonymous %d, private dirty %d", when, m["Rss"], m["Pss"], m["Anonymous"], m["Private_Dirty"])
+		return m["Rss"]
+	}
+	show("empty")
+	r := rand.New(rand.NewPCG(15, 16))
+	if err := s.Commit(context.Background(), 1, randomPairs(r, 64, 1024)); err != nil {
+		t.Fatal(err)
+	}
+	fresh := show("64 pairs")
+	for sequence := uint64(2); sequence < 8; sequence++ {
+		if err := s.Commit(context.Background(), sequence, randomPairs(r, 20_000, 1024)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	show("after 6 commits of 20,000 pairs")
+	if limit := 20 << 10; fresh > limit && !raceEnabled {
+		t.Errorf("%d KiB resident with a small store, at most %d expected", fresh, limit)
+	}
+}
