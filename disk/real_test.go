@@ -5,6 +5,7 @@ import (
 	iofs "io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -80,6 +81,42 @@ func TestRealDirectory(t *testing.T) {
 	}
 	_, err = disk.Real(filepath.Join(root, "a", "slot-0", "f"), disk.Options{})
 	wantErr(t, "a file for a directory", err, unix.ENOTDIR)
+}
+
+// TestRealClosesDescriptors counts them: Close may leave that to a read, and
+// what fails has to clean up.
+func TestRealClosesDescriptors(t *testing.T) {
+	fs := realFS(t, t.TempDir())
+	count := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		must(t, err)
+		return len(entries)
+	}
+	must(t, fs.MkdirAll("log"))
+	before := count()
+	for range 20 {
+		f, err := fs.Create("log/0", 16*bs)
+		must(t, err)
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() {
+				for buf := blocks(16, 0); f.Read([][]byte{buf}, 0) == nil; {
+				}
+			})
+		}
+		must(t, f.Close())
+		wg.Wait()
+		_, err = fs.Create("log/0", bs)
+		wantErr(t, "create again", err, iofs.ErrExist)
+		_, err = fs.Open("log")
+		if err == nil {
+			t.Fatal("opened a directory")
+		}
+		must(t, fs.Remove("log/0"))
+	}
+	if after := count(); after != before {
+		t.Errorf("%d descriptors before, %d after", before, after)
+	}
 }
 
 // TestRealOddFile opens a file that somebody has cut at no block's end.

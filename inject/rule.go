@@ -52,6 +52,7 @@ func (r Range) overlap(first, count uint64) (from, n uint64) {
 	return from, last - from + 1
 }
 
+// String returns N or FIRST-LAST, as rules write it; a limited range only.
 func (r Range) String() string {
 	if r.First == r.Last {
 		return strconv.FormatUint(r.First, 10)

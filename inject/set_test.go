@@ -149,6 +149,16 @@ func TestProbabilityIsDeterministicAndFair(t *testing.T) {
 	}
 }
 
+// TestRulesDrawIndependently: were two rules of one site to draw the same
+// numbers, the younger of two with equal chances would never fire.
+func TestRulesDrawIndependently(t *testing.T) {
+	set, _ := newSet(t, "log.sync p=0.5 error=EIO", "log.sync p=0.5 error=ENOSPC")
+	pattern(set, sync1(), 1000)
+	if hits := set.Hits(2); hits < 150 || hits > 350 {
+		t.Errorf("the second rule fired %d times, want about 250", hits)
+	}
+}
+
 func TestBoundedAndRemovable(t *testing.T) {
 	set, _ := newSet(t)
 	rule := inject.MustParse("log.sync error=EIO")
