@@ -21,6 +21,11 @@ type BadgerOptions struct {
 	// LockWait is how long opening waits for another process to let go of the
 	// directory. Default 5 s.
 	LockWait time.Duration
+	// RestAfter is how long nothing is asked of a helper process before it
+	// closes its database, which the next request opens again. It takes some
+	// milliseconds then. Default 15 s; negative for never. A store in this
+	// process never rests.
+	RestAfter time.Duration
 	// Log receives Badger's warnings and errors, thinned out. Default stderr.
 	Log io.Writer
 }
@@ -34,6 +39,9 @@ func (o BadgerOptions) withDefaults() BadgerOptions {
 	}
 	if o.LockWait == 0 {
 		o.LockWait = 5 * time.Second
+	}
+	if o.RestAfter == 0 {
+		o.RestAfter = 15 * time.Second
 	}
 	if o.Log == nil {
 		o.Log = os.Stderr

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net"
 	"syscall"
 	"testing"
 	"time"
@@ -153,7 +154,10 @@ func TestHelperEndsWithItsParent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.conn.Close() // all that the helper sees of a parent's death
+	// The helper sees the end of its socket, as when its parent dies.
+	if err := s.conn.(*net.UnixConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
 	<-s.reaped
 	if code := s.cmd.ProcessState.ExitCode(); code != exitClosed {
 		t.Fatalf("exit code %d", code)

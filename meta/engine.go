@@ -51,8 +51,9 @@ const (
 //	lock     flock, so that a restarted helper waits for the one before it
 type engine struct {
 	dir   string
+	opt   BadgerOptions
 	lock  *os.File
-	db    *badger.DB
+	db    *badger.DB // nil at rest, as is audit
 	redo  *redoFile
 	space space
 	audit *audit
@@ -90,6 +91,7 @@ func openEngine(dir string, opt BadgerOptions) (e *engine, err error) {
 	}
 	e = &engine{
 		dir:        dir,
+		opt:        opt,
 		space:      space{dir: dir, minFree: opt.MinFreeBytes, reserve: opt.ReserveBytes},
 		compaction: make(chan struct{}, 1),
 	}
@@ -108,7 +110,7 @@ func openEngine(dir string, opt BadgerOptions) (e *engine, err error) {
 	if e.redo, err = openRedo(filepath.Join(dir, "redo")); err != nil {
 		return e, err
 	}
-	if err = e.openBadger(opt); err != nil {
+	if err = e.openBadger(); err != nil {
 		return e, err
 	}
 	return e, e.recover()
@@ -117,13 +119,13 @@ func openEngine(dir string, opt BadgerOptions) (e *engine, err error) {
 // openBadger opens the database. After a crash it does so twice: what Badger
 // replays from its logs may be known to the page cache alone (a failed sync
 // leaves it so), and closing writes it anew, into synced tables.
-func (e *engine) openBadger(opt BadgerOptions) error {
+func (e *engine) openBadger() error {
 	crashed, err := e.memoryLogs()
 	if err != nil {
 		return err
 	}
 	for {
-		if e.db, err = badger.Open(badgerOptions(e.badgerDir(), opt)); err != nil {
+		if e.db, err = badger.Open(badgerOptions(e.badgerDir(), e.opt)); err != nil {
 			return e.explainOpen(err)
 		}
 		if crashed == "" {
@@ -450,16 +452,8 @@ func (e *engine) close() error {
 	return e.release()
 }
 
-func (e *engine) release() (err error) {
-	if e.view != nil {
-		e.drop(e.view)
-	}
-	if e.audit != nil {
-		e.audit.close()
-	}
-	if e.db != nil {
-		err = e.db.Close()
-	}
+func (e *engine) release() error {
+	err := e.closeBadger()
 	if e.redo != nil {
 		err = errors.Join(err, e.redo.file.Close())
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"os/signal"
@@ -12,6 +13,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -58,6 +60,7 @@ func parseHelperArgs(args []string) (dir string, opt BadgerOptions, err error) {
 	flags.StringVar(&dir, "dir", "", "the store's directory")
 	flags.Int64Var(&opt.MinFreeBytes, "min-free", 0, "bytes that stay free")
 	flags.Int64Var(&opt.ReserveBytes, "reserve", 0, "bytes to preallocate")
+	flags.DurationVar(&opt.RestAfter, "rest-after", 0, "how long nothing is asked before the store rests")
 	flags.DurationVar(&opt.LockWait, "lock-wait", 0, "how long to wait for the directory's lock")
 	if err := flags.Parse(args); err != nil {
 		return "", opt, err
@@ -73,6 +76,7 @@ func helperArgs(dir string, opt BadgerOptions) []string {
 		"-dir", dir,
 		fmt.Sprintf("-min-free=%d", opt.MinFreeBytes),
 		fmt.Sprintf("-reserve=%d", opt.ReserveBytes),
+		fmt.Sprintf("-rest-after=%s", opt.RestAfter),
 		fmt.Sprintf("-lock-wait=%s", opt.LockWait),
 	}
 }
@@ -93,6 +97,8 @@ func beSmall() {
 type helper struct {
 	server *server
 	active sync.WaitGroup // requests under way
+	idle   *time.Timer    // started anew by every request; nil when the store never rests
+	after  time.Duration  // what idle waits
 
 	out  sync.Mutex // held while a frame is written
 	conn net.Conn
@@ -107,8 +113,23 @@ func serveHelper(conn net.Conn, dir string, opt BadgerOptions) int {
 	}
 	h.server = newServer(e)
 	debug.FreeOSMemory()
+	if after := opt.withDefaults().RestAfter; after > 0 {
+		h.startIdleTimer(after)
+	}
 	h.reply(replyFrame(0, nil, nil))
 	return h.receive()
+}
+
+// startIdleTimer makes the store rest when nothing was asked for that long.
+func (h *helper) startIdleTimer(after time.Duration) {
+	h.after = after
+	h.idle = time.AfterFunc(math.MaxInt64, func() {
+		if !h.server.rest() {
+			h.idle.Reset(after)
+		}
+		debug.FreeOSMemory()
+	})
+	h.idle.Reset(after)
 }
 
 // receive starts the requests as they come. It returns when the parent is gone,
@@ -123,6 +144,9 @@ func (h *helper) receive() int {
 		}
 		if operation(f.kind) == opClose {
 			h.active.Wait()
+			if h.idle != nil {
+				h.idle.Stop()
+			}
 			h.reply(replyFrame(f.id, nil, h.server.close()))
 			return exitClosed
 		}
@@ -143,6 +167,9 @@ func (h *helper) startRequest(f frame) {
 		h.reply(replyFrame(f.id, reply, err))
 		if operation(f.kind) == opCommit && len(f.payload) > chunkBytes/2 {
 			debug.FreeOSMemory()
+		}
+		if h.idle != nil {
+			h.idle.Reset(h.after)
 		}
 	})
 }

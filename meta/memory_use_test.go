@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // residentKiB returns fields of a process's smaps_rollup: Rss, Pss, and so on.
@@ -52,5 +54,55 @@ func TestHelperMemory(t *testing.T) {
 	show("after 6 commits of 20,000 pairs")
 	if limit := 20 << 10; fresh > limit && !raceEnabled {
 		t.Errorf("%d KiB resident with a small store, at most %d expected", fresh, limit)
+	}
+}
+
+// A store nobody asks anything rests: its log is gone from the directory. It
+// answers as before, and rests again.
+func TestHelperRests(t *testing.T) {
+	opt := testHelper(t.TempDir())
+	opt.Badger.RestAfter = 20 * time.Millisecond
+	s, m := mustStart(t, opt), newModel()
+	r := rand.New(rand.NewPCG(17, 18))
+	for sequence := uint64(1); sequence <= 8; sequence++ {
+		pairs := randomPairs(r, 300, 1500)
+		if err := s.Commit(context.Background(), sequence, pairs); err != nil {
+			t.Fatal(err)
+		}
+		m.apply(sequence, pairs)
+		awaitRest(t, opt.Dir)
+		if err := m.check(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	awaitRest(t, opt.Dir)
+	use := residentKiB(t, helperPid(s))
+	t.Logf("at rest: Rss %d KiB, Pss %d, anonymous %d", use["Rss"], use["Pss"], use["Anonymous"])
+	closeStore(t, s)
+	s = mustStart(t, opt)
+	if err := m.check(s); err != nil {
+		t.Fatal(err)
+	}
+	closeStore(t, s)
+}
+
+func awaitRest(t *testing.T, dir string) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	poll := time.NewTicker(2 * time.Millisecond)
+	defer poll.Stop()
+	for {
+		logs, err := filepath.Glob(filepath.Join(dir, "badger", "*.mem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(logs) == 0 {
+			return
+		}
+		select {
+		case <-poll.C:
+		case <-deadline:
+			t.Fatal("the store never rested")
+		}
 	}
 }

@@ -1,3 +1,55 @@
+// Package meta stores what a slot changes at checkpoint speed: map pages, the
+// segment table, generations, the superblock's mirror. It is an ordered map of
+// small pairs with atomic, durable commits, behind the interface Store, three
+// times: Memory for the simulator, OpenBadger for tools, and StartHelper for
+// servers, where Badger runs in a process of its own.
+//
+// # What survives
+//
+// A commit that returned nil survives a crash of the process, of the helper and
+// of the host, and is seen as a whole or not at all; so is one that returned an
+// error, and Sequence tells which. Rot in Badger's files is reported with
+// ErrCorrupt, or it makes Sequence fall behind (the end of a write-ahead log
+// can't be told from one that was never written): callers mirror the sequence
+// elsewhere and refuse a store that is behind. It never yields a wrong value or
+// a missing key. A full filesystem is refused with ENOSPC before it is reached.
+//
+// # How it is made
+//
+//	Load, Scan, Commit, Sequence          store      the same for both below
+//	  │ requests                          transport
+//	  ├─ goroutine ───────────────┐       local      OpenBadger
+//	  └─ frames ─ socket pair ────┤       remote     StartHelper; session: one life of a process
+//	                              ▼
+//	                            server    runs of pairs, cursors, the commit under way
+//	                            engine    state, views, transactions, redo file, rest
+//	                            audit     what Badger hides: unreadable blocks
+//	                            space     watermark and reserve
+//
+// A commit that fits in one Badger transaction is one, synced. A larger one is
+// written to the redo file and synced, which is when it happens; then applied in
+// several transactions, each synced, all but the last saying that the commit is
+// half applied. Opening finishes that.
+//
+// Keys in Badger are a kind byte and the rest; each value, but the padding,
+// begins with its checksum:
+//
+//	00            CRC32C u32 | sequence u64 | transaction u64 | applying u64
+//	01 slot u16   CRC32C u32 | transaction u64
+//	02            padding
+//	03 key        CRC32C u32 | value
+//
+// The CRC32C covers the key, kind byte included, and the value. Integers are
+// little-endian, except the slot, which is big-endian. The state's fields, the
+// window of slots and the padding are explained at state, windowSlots and
+// transactionBytes; the redo file at redoFile, frames at frame.
+//
+// # Who owns what
+//
+// The engine owns its directory, under a lock, while it is open. The helper is
+// owned by the session that started it, which kills and reaps it; it ends by
+// itself when the socket does. Buffers handed to a call are the caller's again
+// when it returns; values returned are the caller's.
 package meta
 
 import (

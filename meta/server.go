@@ -57,6 +57,8 @@ var errBadRequest = errors.New("malformed request")
 type server struct {
 	e *engine
 
+	awake sync.RWMutex // held for reading by requests, for writing by rest and wake
+
 	committing sync.Mutex // held by a commit request; nobody ever waits for it
 	batch      *batch     // of the commit under way
 
@@ -79,11 +81,51 @@ func newServer(e *engine) *server {
 // handle answers one request. The reply does not alias the payload, of which
 // nothing is kept.
 func (s *server) handle(r request, progress func()) (reply []byte, err error) {
+	if err := s.enter(); err != nil {
+		return nil, err
+	}
+	defer s.awake.RUnlock()
 	err = guarded(func() error {
 		reply, err = s.dispatch(r, progress)
 		return err
 	})
 	return reply, err
+}
+
+// enter holds awake for a request, with the engine awake.
+func (s *server) enter() error {
+	for {
+		s.awake.RLock()
+		if s.e.db != nil {
+			return nil
+		}
+		s.awake.RUnlock()
+		if err := s.wake(); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *server) wake() error {
+	s.awake.Lock()
+	defer s.awake.Unlock()
+	if s.e.db != nil {
+		return nil
+	}
+	return s.e.wake()
+}
+
+// rest lets the engine rest unless something is under way; false means that it
+// should be asked again.
+func (s *server) rest() bool {
+	if !s.awake.TryLock() {
+		return false
+	}
+	defer s.awake.Unlock()
+	s.mu.Lock()
+	scans := len(s.cursors)
+	s.mu.Unlock()
+	return scans == 0 && s.batch == nil && s.e.rest()
 }
 
 func (s *server) dispatch(r request, progress func()) ([]byte, error) {
@@ -239,6 +281,8 @@ func (s *server) evictCursor() {
 
 // close closes the engine. No request may be under way.
 func (s *server) close() error {
+	s.awake.Lock()
+	defer s.awake.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, c := range s.cursors {
