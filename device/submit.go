@@ -28,7 +28,6 @@ type part struct {
 	shard.Part
 	request *Request
 	parked  []byte // payload while it waits at the door for room in the arena
-	zero    bool   // a Write of zeros: an edge of WriteZeroes
 }
 
 // Submit starts a request. It never waits: a write for which the arena has no
@@ -52,9 +51,6 @@ func (d *Device) Submit(r *Request) {
 	switch r.Op {
 	case Flush:
 		s.next, s.end = 0, uint64(len(d.shards))
-	case Trim: // what lies in a block only in part stays as it is
-		s.next = (s.next + blockBytes - 1) &^ (blockBytes - 1)
-		s.end = max(s.next, s.end&^(blockBytes-1))
 	case Write:
 		if r.Length > maxRound/2*chunkBytes { // consumed before Submit returns
 			r.Data = append([]byte(nil), r.Data...)
@@ -146,7 +142,7 @@ func (d *Device) cut(r *Request, offset, end uint64) uint64 {
 	switch r.Op {
 	case Read, Write, Cache:
 		return (offset/chunkBytes + 1) * chunkBytes
-	case WriteZeroes:
+	case Trim, WriteZeroes:
 		if offset%blockBytes != 0 {
 			return (offset/blockBytes + 1) * blockBytes
 		}
@@ -169,8 +165,8 @@ func (d *Device) write(p *part, data []byte) {
 	d.shardOfPart(p).Submit(&p.Part)
 }
 
-// writeRange logs a whole-block range of a Trim or WriteZeroes, or writes the
-// zeros of a ragged edge.
+// writeRange logs a whole-block range of a Trim or WriteZeroes as one record;
+// a block that they cover in part gets zeros written.
 func (d *Device) writeRange(p *part, r *Request) {
 	if p.Skip != 0 || p.Length%blockBytes != 0 {
 		p.Op = shard.Write

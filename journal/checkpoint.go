@@ -47,8 +47,9 @@ func (c *checkpoint) wanted(l *Lane) bool {
 	return c.active || c.requested || c.since >= l.cfg.CheckpointBytes || l.blocks.dirty.len >= l.blocks.budget/2
 }
 
-// RequestCheckpoint asks for a checkpoint of everything written so far.
-func (l *Lane) RequestCheckpoint() { l.ckpt.requested = true }
+// RequestCheckpoint asks for a checkpoint of everything written so far, unless
+// one is under way.
+func (l *Lane) RequestCheckpoint() { l.ckpt.requested = l.ckpt.requested || !l.ckpt.active }
 
 // Checkpointed tells whether the last checkpoint holds everything up to lsn.
 func (l *Lane) Checkpointed(lsn LSN) bool {

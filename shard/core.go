@@ -165,7 +165,9 @@ func (c *core) begin(p *Part) {
 	case Trim, Zero:
 		c.counters.Trims++
 	case Flush:
-		c.counters.Flushes++
+		if c.cfg.Index == 0 { // every shard has its share of each
+			c.counters.Flushes++
+		}
 	}
 	c.handle(p)
 }
@@ -222,6 +224,9 @@ func (c *core) settle() (wake time.Duration) {
 		if !c.live[i] {
 			continue
 		}
+		if len(c.quiet) > 0 && !l.Checkpointed(c.window.Last()) {
+			l.RequestCheckpoint() // again, if it had not written everything the last time
+		}
 		at(l.Pump(c.now))
 		if l.Encoding() {
 			at(c.now + 1)
@@ -248,15 +253,9 @@ func (c *core) isQuiet() bool {
 	return len(c.freeOps) == len(c.readOps)
 }
 
-// checkpoint asks every live lane for one, and calls fn once it is quiet.
-func (c *core) checkpoint(fn func()) {
-	for i, l := range c.lanes {
-		if c.live[i] {
-			l.RequestCheckpoint()
-		}
-	}
-	c.quiet = append(c.quiet, fn)
-}
+// checkpoint makes every live lane store its map, and calls fn once that is
+// done and nothing is under way.
+func (c *core) checkpoint(fn func()) { c.quiet = append(c.quiet, fn) }
 
 // supervise reports a lane that gave up, or that stands still. It returns
 // when it has to look again.
