@@ -47,7 +47,8 @@ func (l *Lane) syncDue(now time.Duration) bool {
 // markWanted tells whether the lane is idle, and its last batch is durable
 // without any descriptor that says so.
 func (l *Lane) markWanted() bool {
-	return l.outstanding == 0 && l.durable == l.window.Last() && l.vouched < l.durable && l.named < l.durable
+	mark := l.marks.Durable[l.cfg.ID.Slot]
+	return l.outstanding == 0 && l.durable == l.window.Last() && l.vouched < mark && l.named < mark
 }
 
 // cut writes one batch of the records that wait; none make a mark.
@@ -199,7 +200,7 @@ func (l *Lane) hasRoom() bool { return l.ready != nil || l.fits() }
 // seal syncs the open segment as the last operation on it, so that durability
 // stays a prefix across segments.
 func (l *Lane) seal(now time.Duration) {
-	l.chained, l.tail = l.open.Life, l.batched
+	l.chained, l.tail = l.open.Life, l.logged(l.batched)
 	io := l.free(now)
 	io.Durable, io.Close, io.through, io.named, io.after = true, true, l.batched, l.named, l.issued
 	l.planned, l.unsynced = l.batched, 0
@@ -260,6 +261,7 @@ func (l *Lane) ioDone(io *IO, now time.Duration) {
 	}
 	if io.through > l.durable {
 		l.durable, l.failures = io.through, 0
+		l.marks.Durable[l.cfg.ID.Slot] = l.logged(l.durable)
 	}
 	if io.Durable {
 		l.settled = io.after

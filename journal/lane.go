@@ -27,7 +27,11 @@ var ErrGone = errors.New("records to be written again are no longer pinned")
 
 // Marks are what every descriptor of a shard's lanes carries. Owner: the shard.
 type Marks struct {
-	Epoch   uint64
+	Epoch uint64
+	// Durable is, by slot, the last record known durable there. Each lane keeps
+	// its own. It is not Lane.Durable as long as nothing of the generation is
+	// durable: a generation may begin behind numbers that were lost, and a mark
+	// that claimed those would make recovery look for them.
 	Durable [MaxSlots]LSN
 	Suspect [MaxSlots]LSN
 }
@@ -63,6 +67,7 @@ type Lane struct {
 	position replayPosition // behind the last written batch
 	settled  replayPosition // behind the last durable batch
 
+	found, skipped                     LSN // the last record recovered, the last number before the generation
 	batched, planned, written, durable LSN
 	want                               LSN    // to be made durable
 	batchedItem                        uint64 // window item behind the last batched record
@@ -125,6 +130,8 @@ func (r *Recovery) Activate(a Activation) *Lane {
 	l.exec, l.window, l.marks, l.memory, l.generation = a.Executor, a.Window, a.Marks, a.Memory, a.Generation
 	last := a.Window.Last()
 	l.batched, l.planned, l.written, l.durable, l.want = last, last, last, last, last
+	l.found, l.skipped = r.Stamp.LSN, last
+	l.marks.Durable[l.cfg.ID.Slot] = l.found
 	failed := new(bool)
 	for i := range l.ops {
 		op := &l.ops[i]
@@ -136,6 +143,15 @@ func (r *Recovery) Activate(a Activation) *Lane {
 	l.loading.Done = a.Connect(l.loaded)
 	l.ckpt.op.Done = a.Connect(l.committed)
 	return l
+}
+
+// logged returns the last LSN up to lsn that the log holds: a generation may
+// skip numbers that were given and lost.
+func (l *Lane) logged(lsn LSN) LSN {
+	if lsn <= l.skipped {
+		return l.found
+	}
+	return lsn
 }
 
 // ID returns the lane's name.
@@ -323,7 +339,7 @@ func (l *Lane) rewind(now time.Duration) {
 	l.rewriting = max(l.rewriting, l.batched)
 	l.batched, l.planned, l.written = l.durable, l.durable, l.durable
 	l.issued, l.position, l.chained = l.settled, l.settled, l.settled.life
-	l.tail, l.unsynced, l.named = l.durable, 0, l.vouched
+	l.tail, l.unsynced, l.named = l.logged(l.durable), 0, l.vouched
 	l.batchedItem = l.window.itemNext
 	if l.durable < l.window.Last() {
 		l.batchedItem = l.window.At(l.durable + 1).item

@@ -59,7 +59,7 @@ func (w *world) noFaults() {
 func (w *world) restart(power bool) {
 	written := make([]LSN, len(w.lanes))
 	for i, l := range w.lanes {
-		if l.lane.Fault() == nil && !power {
+		if l.lane.Fault() == nil && !power && l.lane.Written() >= w.start {
 			written[i] = l.lane.Written()
 		}
 	}
