@@ -77,8 +77,7 @@ func (c *Copier) Copy(g Region, from *Recovery, force bool) error {
 		return nil
 	}
 	b := c.To.Lane.blocks
-	p := b.touch(g, source.stamp)
-	p.stamp = source.stamp
+	p := b.touch(g, target.stamp)
 	for i := 0; i < RegionBlocks; {
 		n := 1
 		switch e := source.entries[i]; {
@@ -94,6 +93,7 @@ func (c *Copier) Copy(g Region, from *Recovery, force bool) error {
 		}
 		i += n
 	}
+	p.stamp = source.stamp // last, for it says that the region is equal
 	if b.dirty.len >= copyDirtyPages {
 		return c.commit(Stamp{}, true)
 	}
@@ -103,7 +103,7 @@ func (c *Copier) Copy(g Region, from *Recovery, force bool) error {
 // copyRun reads the blocks of a run from the source and appends them.
 func (c *Copier) copyRun(g Region, index int, run []Entry, from *Recovery, p *page) error {
 	if c.payload == nil {
-		c.payload, c.block, c.header = disk.Alloc(64*BlockSize), disk.Alloc(BlockSize), disk.Alloc(BlockSize)
+		c.payload = disk.Alloc(64 * BlockSize)
 	}
 	for i, e := range run {
 		block := c.payload[i*BlockSize : (i+1)*BlockSize]
@@ -128,12 +128,23 @@ func (c *Copier) copyRun(g Region, index int, run []Entry, from *Recovery, p *pa
 // write appends a batch of one copy record; it returns the block offset of its
 // first data block.
 func (c *Copier) write(lba LBA, run []Entry) (at uint32, err error) {
-	l := c.To.Lane
 	if c.open == nil || c.open.next+1+uint32(len(run)) > c.open.Blocks {
 		if err := c.roll(); err != nil {
 			return 0, err
 		}
 	}
+	return c.append(func(e *encoder) {
+		e.add(KindCopy, lba, len(run))
+		for _, entry := range run {
+			e.checksum(entry.CRC)
+		}
+	}, c.payload[:len(run)*BlockSize])
+}
+
+// append writes a batch of what add encodes; it returns the block offset of its
+// first data block.
+func (c *Copier) append(add func(*encoder), payload []byte) (at uint32, err error) {
+	l := c.To.Lane
 	bufs := make([][]byte, 0, 3)
 	if c.open.next == 0 {
 		h := header{position: position{volume: l.cfg.Volume, lane: l.cfg.ID, segment: c.open.Index, life: c.open.Life},
@@ -144,20 +155,19 @@ func (c *Copier) write(lba LBA, run []Entry) (at uint32, err error) {
 	}
 	var e encoder
 	e.begin(c.block)
-	e.add(KindCopy, lba, len(run))
-	for _, entry := range run {
-		e.checksum(entry.CRC)
-	}
+	add(&e)
 	descriptorAt := max(c.open.next, 1)
 	d := descriptor{position: position{volume: l.cfg.Volume, lane: l.cfg.ID, segment: c.open.Index, life: c.open.Life, offset: descriptorAt},
 		generation: c.Generation, firstLSN: c.To.Stamp.LSN, previous: c.open.chain}
 	offset := c.open.Base + int64(c.open.next)*BlockSize
 	c.open.chain = e.finish(&d)
-	bufs = append(bufs, c.block, c.payload[:len(run)*BlockSize])
+	if bufs = append(bufs, c.block); len(payload) > 0 {
+		bufs = append(bufs, payload)
+	}
 	if err := c.open.File.Write(bufs, offset, false); err != nil {
 		return 0, fmt.Errorf("append a copy to segment %d: %w", c.open.Index, err)
 	}
-	c.open.next = descriptorAt + 1 + uint32(len(run))
+	c.open.next = descriptorAt + 1 + uint32(e.blocks)
 	l.position = replayPosition{segment: c.open.Index, life: c.open.Life, offset: c.open.next, chain: c.open.chain}
 	s := l.segments.byIndex[c.open.Index]
 	s.used, s.dirty = c.open.next, true
@@ -174,6 +184,9 @@ func (c *Copier) roll() error {
 		return fmt.Errorf("prepare a segment: %w", err)
 	}
 	c.open = o
+	if c.block == nil {
+		c.block, c.header = disk.Alloc(BlockSize), disk.Alloc(BlockSize)
+	}
 	c.To.Lane.segments.add(&segmentInfo{
 		index: o.Index, life: o.Life, previous: c.To.Lane.position.life, state: segmentSealed,
 		firstLSN: c.To.Stamp.LSN + 1, lastLSN: c.To.Stamp.LSN,
@@ -210,8 +223,25 @@ func (r *Recovery) RegionStamp(g Region) (Stamp, error) {
 // and its segment table stored.
 func (c *Copier) Finish(stamp Stamp) error { return c.commit(stamp, false) }
 
+// leave makes sure that the lane's log goes on in a segment of the copy, even if
+// no data were copied: what follows the place where the log broke off, or was
+// torn, must never be replayed over the copy.
+func (c *Copier) leave() error {
+	if c.block != nil {
+		return nil // it has
+	}
+	if err := c.roll(); err != nil {
+		return err
+	}
+	_, err := c.append(func(*encoder) {}, nil)
+	return err
+}
+
 // commit stores every changed page in one checkpoint.
 func (c *Copier) commit(stamp Stamp, incomplete bool) error {
+	if err := c.leave(); err != nil {
+		return err
+	}
 	if err := c.settle(); err != nil {
 		return err
 	}
@@ -244,6 +274,6 @@ func (c *Copier) commit(stamp Stamp, incomplete bool) error {
 		l.blocks.committed(p, false)
 	}
 	l.ckpt.pages, l.ckpt.chunks = l.ckpt.pages[:0], l.ckpt.chunks[:0]
-	c.To.Incomplete, c.To.Damage = incomplete, nil
+	c.To.Incomplete, c.To.Damage, c.To.stopped = incomplete, nil, nil
 	return nil
 }

@@ -266,6 +266,10 @@ func (r *Recovery) next() (*descriptor, error) {
 func (r *Recovery) verify(d *descriptor) (bad []int, err error) {
 	at := 0
 	for i := range d.records {
+		if d.records[i].kind == KindCopy { // its data count only through a checkpoint
+			at += len(d.records[i].crcs)
+			continue
+		}
 		for _, crc := range d.records[i].crcs {
 			block, err := r.scan.block(r.segment.segment, r.offset+1+uint32(at), r.segment.blocks)
 			if err != nil {
