@@ -37,19 +37,37 @@ func (h Header) Segment() uint32 { return h.h.segment }
 // Life returns the segment's life.
 func (h Header) Life() uint32 { return h.h.life }
 
-// DecodeHeader reads the first block of a segment. ok is false when it holds
-// no header of this volume and slot, which is no error: it was never used, or
-// its first write was torn.
-func DecodeHeader(block []byte, volume Volume, slot SlotID, segment uint32) (h Header, ok bool, err error) {
-	err = decodeHeader(block, &h.h)
+// DecodeHeader reads the first two blocks of a segment. ok is false when they
+// hold no header of this volume and slot, which is no error: it was never used,
+// or its first write was torn. A header that is lost while the descriptor
+// behind it is whole is told of too: what that segment holds cannot be
+// replayed, but may prove that it is missed.
+func DecodeHeader(blocks []byte, volume Volume, slot SlotID, segment uint32) (h Header, ok bool, err error) {
+	err = decodeHeader(blocks[:BlockSize], &h.h)
 	switch {
 	case errors.Is(err, ErrVersion):
 		return h, false, fmt.Errorf("segment %d: %w", segment, err)
 	case err != nil:
-		return h, false, nil
+		return decodeOrphan(blocks[BlockSize:], volume, slot, segment)
 	}
 	ok = h.h.volume == volume && h.h.lane.Slot == slot && h.h.segment == segment
 	return h, ok, nil
+}
+
+// decodeOrphan makes a header of the first descriptor of a segment without one.
+func decodeOrphan(block []byte, volume Volume, slot SlotID, segment uint32) (h Header, ok bool, err error) {
+	if len(block) < BlockSize {
+		return h, false, nil
+	}
+	var claimed, d descriptor
+	claimed.decodePlace(block)
+	want := position{volume: volume, lane: LaneID{slot, claimed.lane.Shard}, segment: segment, life: claimed.life, offset: 1}
+	if decodeDescriptor(block[:BlockSize], want, &d) != nil {
+		return h, false, nil
+	}
+	h.h = header{position: want, orphan: true}
+	h.h.offset = 0
+	return h, true, nil
 }
 
 // Rot is a data block whose checksum did not match although it was durable.
@@ -195,23 +213,32 @@ func (r *Recovery) enter(h *header) {
 	r.Adopted = append(r.Adopted, h.segment)
 }
 
-// find returns the header of a life of a segment, or nil.
+// find returns the header of a life of a segment, or nil when it was recycled.
 func (r *Recovery) find(life, segment uint32) *header {
 	for i := range r.headers {
-		if h := &r.headers[i]; h.life == life && h.segment == segment {
-			if !slices.Contains(r.Adopted, segment) {
-				r.Adopted = append(r.Adopted, segment)
-			}
+		if h := &r.headers[i]; h.life == life && h.segment == segment && !h.orphan {
+			r.Adopted = append(r.Adopted, segment)
 			return h
 		}
 	}
-	return nil
+	l := r.Lane
+	s := l.segments.byIndex[segment]
+	if s == nil || s.life != life {
+		return nil
+	}
+	// The checkpoint that replay begins at holds the segment, so its header was
+	// durable and is rotten. The segment table knows all that is needed of it.
+	r.Adopted = append(r.Adopted, segment)
+	return &header{
+		position: position{volume: l.cfg.Volume, lane: l.cfg.ID, segment: segment, life: life},
+		blocks:   l.cfg.SegmentBlocks, previous: s.previous, firstLSN: s.firstLSN,
+	}
 }
 
 // successor returns the newest segment that continues the one with the life.
 func (r *Recovery) successor(life uint32) *header {
 	for i := len(r.headers) - 1; i >= 0; i-- {
-		if h := &r.headers[i]; h.previous == life && h.life > life {
+		if h := &r.headers[i]; h.previous == life && h.life > life && !h.orphan {
 			return h
 		}
 	}
@@ -374,7 +401,14 @@ func (r *Recovery) noteRot(d *descriptor) {
 // on: batches or segments of later date whose marks vouch for what is missing.
 func (r *Recovery) inspectEnd(life uint32) error {
 	for i := range r.headers {
-		if h := &r.headers[i]; h.life > life && h.tail > r.Stamp.LSN && r.stopped == nil {
+		h := &r.headers[i]
+		switch {
+		case h.life <= life:
+		case h.orphan:
+			if err := r.inspect(h, 1, r.Lane.cfg.SegmentBlocks); err != nil {
+				return err
+			}
+		case h.tail > r.Stamp.LSN && r.stopped == nil:
 			r.Damage = fmt.Errorf("%w: the log ends at LSN %d, segment %d begins behind %d", ErrDamaged, r.Stamp.LSN, h.segment, h.tail)
 			return nil
 		}
@@ -382,14 +416,20 @@ func (r *Recovery) inspectEnd(life uint32) error {
 	if r.segment == nil {
 		return nil
 	}
+	return r.inspect(r.segment, r.offset, r.segment.blocks)
+}
+
+// inspect learns what the descriptors in a segment from a block on know to be
+// durable in this slot, whether they are chained or not.
+func (r *Recovery) inspect(h *header, from, blocks uint32) error {
 	own := r.Lane.cfg.ID.Slot
 	var d descriptor
-	for at := r.offset; at < r.segment.blocks; at++ {
-		block, err := r.scan.block(r.segment.segment, at, r.segment.blocks)
+	for at := from; at < blocks; at++ {
+		block, err := r.scan.block(h.segment, at, blocks)
 		if err != nil {
 			return err
 		}
-		want := r.segment.position
+		want := h.position
 		want.offset = at
 		if binary.LittleEndian.Uint64(block) == descriptorMagic && decodeDescriptor(block, want, &d) == nil {
 			r.Known[own] = max(r.Known[own], d.durable[own])

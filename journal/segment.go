@@ -37,6 +37,7 @@ type header struct {
 	firstLSN   LSN
 	tail       LSN
 	crc        uint32
+	orphan     bool // not a header, but what the first descriptor tells without one
 }
 
 // encode fills block and returns its CRC.

@@ -2,10 +2,8 @@ package journal
 
 import (
 	"cmp"
-	"context"
 	"encoding/binary"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -73,30 +71,6 @@ const (
 	modelZero = 1
 )
 
-// testLane is a lane with its slot: the part that survives a crash, and the
-// executor's queues.
-type testLane struct {
-	w       *world
-	id      LaneID
-	disk    *disk.MemoryFS
-	files   disk.FS // disk, or what makes it fail
-	store   *meta.Memory
-	commits uint64
-
-	lane       *Lane
-	ios        []*IO
-	prepare    *Prepare
-	load       *Load
-	commit     *Commit
-	free       []uint32
-	segments   uint32
-	life       uint32
-	known      LSN // the most that the lane ever said to be durable
-	wake       time.Duration
-	prepareErr func() error
-	recycled   int
-}
-
 const testShard = 3
 
 var testVolume = Volume{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
@@ -141,158 +115,6 @@ func (w *world) laneConfig(l *testLane) Config {
 }
 
 func segmentFile(index uint32) string { return fmt.Sprintf("log/%06d", index) }
-
-// IO, Prepare, Load, Commit and Recycle make the lane an Executor that only
-// queues; the world decides when something is carried out.
-func (l *testLane) IO(io *IO)          { l.ios = append(l.ios, io) }
-func (l *testLane) Prepare(p *Prepare) { l.prepare = p }
-func (l *testLane) Load(load *Load)    { l.load = load }
-func (l *testLane) Commit(c *Commit)   { l.commit = c }
-func (l *testLane) Recycle(free []uint32) {
-	for _, index := range free {
-		for _, io := range l.ios {
-			if io.Segment.Index == index && len(io.Bufs) > 0 {
-				l.w.t.Fatalf("slot %d: segment %d is recycled with an append to it under way", l.id.Slot, index)
-			}
-		}
-		if slices.Contains(l.free, index) {
-			l.w.t.Fatalf("slot %d: segment %d is recycled twice", l.id.Slot, index)
-		}
-	}
-	l.w.log("slot %d recycles %v", l.id.Slot, free)
-	l.free = append(l.free, free...)
-	l.recycled += len(free)
-}
-
-// ReadSegment, Scan and Load… make the slot a Source.
-type testSource struct{ l *testLane }
-
-func (s testSource) ReadSegment(segment uint32, buf []byte, block uint32) error {
-	f, err := s.l.files.Open(segmentFile(segment))
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Read([][]byte{buf}, int64(block)*BlockSize)
-}
-
-func (s testSource) Scan(prefix []byte, fn func(key, value []byte) error) error {
-	return s.l.store.Scan(context.Background(), prefix, fn)
-}
-
-func (s testSource) Load(keys [][]byte) ([][]byte, error) {
-	return s.l.store.Load(context.Background(), keys)
-}
-
-// runIO carries out the oldest operation.
-func (l *testLane) runIO() *IO {
-	io := l.ios[0]
-	l.ios = l.ios[1:]
-	io.Execute()
-	if io.Close {
-		io.Segment.File.Close()
-	}
-	l.w.log("slot %d runs %s", l.id.Slot, describe(io))
-	return io
-}
-
-func describe(io *IO) string {
-	what := "sync"
-	switch {
-	case len(io.Bufs) > 0:
-		what = fmt.Sprintf("append %d-%d at %d", io.first, io.last, io.Offset/BlockSize)
-	case !io.Durable:
-		what = "release"
-	}
-	return fmt.Sprintf("%s segment %d life %d durable %v close %v through %d: %v",
-		what, io.Segment.Index, io.Segment.Life, io.Durable, io.Close, io.through, io.Err)
-}
-
-func (l *testLane) runPrepare() *Prepare {
-	p := l.prepare
-	l.prepare = nil
-	p.Got, p.Err = l.open(p.Zero)
-	if p.Err == nil {
-		l.w.log("slot %d prepares segment %d life %d", l.id.Slot, p.Got.Index, p.Got.Life)
-	} else {
-		l.w.log("slot %d prepares nothing: %v", l.id.Slot, p.Err)
-	}
-	return p
-}
-
-func (l *testLane) open(zero bool) (*Open, error) {
-	if l.prepareErr != nil {
-		if err := l.prepareErr(); err != nil {
-			return nil, err
-		}
-	}
-	if len(l.free) == 0 {
-		f, err := l.files.Create(segmentFile(l.segments), int64(l.w.cfg.segmentBlocks)*BlockSize)
-		if err != nil {
-			return nil, err
-		}
-		f.Close()
-		l.free = append(l.free, l.segments)
-		l.segments++
-	}
-	i := l.w.rng.IntN(len(l.free))
-	index := l.free[i]
-	f, err := l.files.Open(segmentFile(index))
-	if err != nil {
-		return nil, err
-	}
-	if zero && index == l.segments-1 && l.w.rng.IntN(4) == 0 { // mostly earlier lives stay
-		if err := f.Zero(0, int64(l.w.cfg.segmentBlocks)*BlockSize); err != nil {
-			f.Close()
-			return nil, err
-		}
-	}
-	l.free = slices.Delete(l.free, i, i+1)
-	l.life++
-	return &Open{Index: index, Life: l.life, Blocks: l.w.cfg.segmentBlocks, File: f}, nil
-}
-
-func (l *testLane) runLoad() *Load {
-	op := l.load
-	l.load = nil
-	op.Values, op.Err = testSource{l}.Load(op.Keys)
-	l.w.log("slot %d loads %v: %v", l.id.Slot, op.regions, op.Err)
-	return op
-}
-
-func (l *testLane) runCommit() *Commit {
-	c := l.commit
-	l.commit = nil
-	c.Err = l.store2(c.Pairs)
-	l.w.log("slot %d commits up to %d, %d pairs: %v", l.id.Slot, l.lane.ckpt.lsn, len(c.Pairs), c.Err)
-	return c
-}
-
-func (l *testLane) store2(pairs []Pair) error {
-	list := make([]meta.Pair, len(pairs))
-	for i, p := range pairs {
-		list[i] = meta.Pair(p)
-	}
-	l.commits++
-	return l.store.Commit(context.Background(), l.commits, list)
-}
-
-// due returns what the executor could do next, and reports it when it has.
-func (l *testLane) due() (choices []func() (done func())) {
-	if len(l.ios) > 0 {
-		choices = append(choices, func() func() { return l.runIO().Done })
-	}
-	if l.prepare != nil {
-		choices = append(choices, func() func() { return l.runPrepare().Done })
-	}
-	if l.load != nil {
-		choices = append(choices, func() func() { return l.runLoad().Done })
-	}
-	if l.commit != nil {
-		choices = append(choices, func() func() { return l.runCommit().Done })
-	}
-	return choices
-}
 
 // pump lets the lanes go on after something happened, as a shard does.
 func (w *world) pump() {
@@ -595,58 +417,6 @@ func (w *world) crash(power bool) {
 	}
 }
 
-// stop replaces the disk and the store by what a restart finds.
-func (l *testLane) stop(power bool) {
-	if power {
-		l.disk = l.disk.Crash()
-	} else {
-		l.disk = l.disk.Kill()
-	}
-	l.files, l.store = l.disk, l.store.Crash(0)
-	l.lane, l.ios, l.prepare, l.load, l.commit = nil, nil, nil, nil, nil
-}
-
-// headers reads the first block of every segment.
-func (l *testLane) headers() (all []Header, err error) {
-	names, err := l.files.List("log")
-	if err != nil {
-		return nil, err
-	}
-	block := disk.Alloc(BlockSize)
-	for i := range names {
-		if err := (testSource{l}).ReadSegment(uint32(i), block, 0); err != nil {
-			return nil, err
-		}
-		h, ok, err := DecodeHeader(block, testVolume, l.id.Slot, uint32(i))
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			all = append(all, h)
-		}
-	}
-	l.segments = uint32(len(names))
-	return all, nil
-}
-
-// recover reads the lane back from its disk.
-func (l *testLane) recover() (*Recovery, error) {
-	headers, err := l.headers()
-	if err != nil {
-		return nil, err
-	}
-	r, err := Recover(l.w.laneConfig(l), testSource{l}, headers)
-	if err != nil {
-		return nil, err
-	}
-	for _, h := range headers {
-		l.life = max(l.life, h.Life())
-	}
-	l.commits, err = l.store.Sequence(context.Background())
-	l.w.log("slot %d recovers up to %+v, damage %v, rotten %d, known %v, adopted %v", l.id.Slot, r.Stamp, r.Damage, len(r.Rotten), r.Known, r.Adopted)
-	return r, err
-}
-
 // recoverAll recovers every lane and vouches with what all of them know.
 func (w *world) recoverAll() []*Recovery {
 	all := make([]*Recovery, len(w.lanes))
@@ -668,32 +438,6 @@ func (w *world) recoverAll() []*Recovery {
 		w.lanes[i].freeUnused(r)
 	}
 	return all
-}
-
-// freeUnused returns to the pool what the lane does not use, which is known
-// only after Vouch.
-func (l *testLane) freeUnused(r *Recovery) {
-	l.free = l.free[:0]
-	used := r.Lane.SegmentsInUse()
-	for i := range l.segments {
-		if !slices.Contains(used, i) {
-			l.free = append(l.free, i)
-		}
-	}
-}
-
-// syncAdopted makes durable what recovery has adopted.
-func (l *testLane) syncAdopted(r *Recovery) {
-	for _, segment := range r.Adopted {
-		f, err := l.files.Open(segmentFile(segment))
-		if err == nil {
-			err = f.Sync()
-			f.Close()
-		}
-		if err != nil {
-			l.w.t.Fatalf("slot %d: %v", l.id.Slot, err)
-		}
-	}
 }
 
 // bringTogether copies every lane that differs from the best one, from it.
@@ -726,7 +470,7 @@ func (w *world) copier(l *testLane, r *Recovery) *Copier {
 	return &Copier{
 		To: r, Generation: w.gen + 1,
 		Prepare: func() (*Open, error) { return l.open(false) },
-		Commit:  l.store2,
+		Commit:  l.commitPairs,
 	}
 }
 
@@ -809,19 +553,4 @@ func (w *world) step() {
 		l.lane.Lookup(Region(w.rng.IntN(w.cfg.regions)).First() + LBA(w.rng.IntN(20)))
 		w.pump()
 	}
-}
-
-// pagesOf returns the store's content, for comparing two moments.
-func (l *testLane) pairs() map[string]string {
-	all := make(map[string]string)
-	for _, prefix := range []string{"l", "p", "s", "b"} {
-		err := l.store.Scan(context.Background(), []byte(prefix), func(k, v []byte) error {
-			all[string(k)] = string(v)
-			return nil
-		})
-		if err != nil {
-			l.w.t.Fatal(err)
-		}
-	}
-	return maps.Clone(all)
 }
