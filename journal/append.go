@@ -136,8 +136,7 @@ func (l *Lane) submitAppend(io *IO, blocks int) {
 	io.Durable = mark || l.want >= io.first && l.planned == io.first-1
 	if io.Durable && !mark {
 		l.planned, io.through = io.last, io.last
-		l.syncs++
-		l.syncedBlocks += blocks
+		l.noteSync(blocks)
 	}
 	if !io.Durable {
 		if l.unsynced == 0 {
@@ -145,15 +144,36 @@ func (l *Lane) submitAppend(io *IO, blocks int) {
 		}
 		l.unsynced += int64(blocks+1) * BlockSize
 	}
+	if !mark {
+		l.zeroAhead(io)
+	}
 	l.exec.IO(io)
+}
+
+// zeroAhead makes the append write zeros to the segment's next blocks first,
+// when small appends are made durable one by one on blocks that were never
+// written: each would otherwise cost a commit of the filesystem's journal,
+// which takes several times as long as the write (docs/design.md).
+func (l *Lane) zeroAhead(io *IO) {
+	o := l.open
+	if !o.Fresh || o.next <= o.zeroed || l.syncAverage >= smallSync {
+		return
+	}
+	from := uint32((io.Offset - o.Base) / BlockSize)
+	o.zeroed = min(o.Blocks, o.next+zeroAheadBlocks)
+	io.Zero = int64(o.zeroed-from) * BlockSize
+}
+
+// noteSync keeps the moving average of what a sync covers.
+func (l *Lane) noteSync(blocks int) {
+	l.syncAverage = (3*l.syncAverage + min(blocks, 16*smallSync)) / 4
 }
 
 // sync makes everything durable that was handed over before.
 func (l *Lane) sync(now time.Duration) {
 	io := l.free(now)
 	io.Durable, io.through, io.named, io.after = true, l.batched, l.named, l.issued
-	l.syncs++
-	l.syncedBlocks += int(l.unsynced / BlockSize)
+	l.noteSync(int(l.unsynced / BlockSize))
 	l.planned, l.unsynced = l.batched, 0
 	l.exec.IO(io)
 }
@@ -235,7 +255,7 @@ func (l *Lane) free(now time.Duration) *IO {
 		}
 		clear(io.Bufs)
 		io.Bufs = io.Bufs[:0]
-		io.Segment, io.Offset, io.Durable, io.Close, io.Err = l.open, 0, false, false, nil
+		io.Segment, io.Offset, io.Zero, io.Durable, io.Close, io.Err = l.open, 0, 0, false, false, nil
 		io.first, io.last, io.through, io.named, io.place = 0, 0, 0, 0, 0
 		io.Issued, io.busy = now, true
 		l.outstanding++

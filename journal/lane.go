@@ -18,7 +18,8 @@ const (
 	maxRetryDelay   = time.Second
 	maxFailures     = 7 // in a row, before the lane gives up: about two seconds
 	loadBatch       = 64
-	zeroWhenFlushed = 64 // blocks a sync: below this average, fresh segments are zeroed
+	smallSync       = 64 // blocks a sync: below this average, zeros are written ahead
+	zeroAheadBlocks = 128
 )
 
 // ErrGone tells that records which a failed lane would have to write again are
@@ -88,7 +89,7 @@ type Lane struct {
 	unsyncedSince time.Duration
 	changed       time.Duration // when the last batch was written
 
-	syncs, syncedBlocks int // since the last segment was prepared
+	syncAverage int // blocks of the last syncs
 
 	preparing Prepare
 	loading   Load
@@ -99,7 +100,7 @@ type Lane struct {
 
 // newLane makes a lane with an empty map and log.
 func newLane(cfg Config) *Lane {
-	l := &Lane{cfg: cfg, segments: newSegmentTable()}
+	l := &Lane{cfg: cfg, syncAverage: 2 * smallSync, segments: newSegmentTable()}
 	l.blocks = newBlockMap(cfg.PageBudget, l.segments)
 	l.blocks.encodeNow = l.encodePage
 	l.preparing.Lane, l.loading.Lane, l.ckpt.op.Lane = cfg.ID, cfg.ID, cfg.ID
@@ -240,8 +241,6 @@ func (l *Lane) prepare(now time.Duration) {
 	}
 	p := &l.preparing
 	p.busy, p.Got, p.Err = true, nil, nil
-	p.Zero = l.syncs > 0 && l.syncedBlocks/l.syncs < zeroWhenFlushed
-	l.syncs, l.syncedBlocks = 0, 0
 	l.exec.Prepare(p)
 }
 

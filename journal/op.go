@@ -33,9 +33,13 @@ type Open struct {
 	Blocks uint32 // size of the segment
 	File   disk.File
 	Base   int64 // byte offset of the segment in the file
+	// Fresh: nothing was ever written here, so the filesystem has still to
+	// turn the blocks from allocated to written, in its own journal.
+	Fresh bool
 
-	next  uint32 // offset of the next batch, in blocks; 0 before the header
-	chain uint32 // CRC of the last descriptor
+	next   uint32 // offset of the next batch, in blocks; 0 before the header
+	zeroed uint32 // blocks up to here were written with zeros ahead
+	chain  uint32 // CRC of the last descriptor
 }
 
 // IO is an append, a sync, or the close of a segment's handle.
@@ -44,6 +48,7 @@ type IO struct {
 	Segment *Open
 	Bufs    [][]byte      // empty: no append
 	Offset  int64         // bytes in the file
+	Zero    int64         // append: first write zeros to that many bytes from Offset on
 	Durable bool          // append: durable on return; otherwise: sync the file
 	Close   bool          // the last operation on this handle: close it, too
 	Issued  time.Duration // when it was handed over
@@ -79,17 +84,26 @@ func (io *IO) Execute() {
 		io.Err = ErrSkipped
 		return
 	case len(io.Bufs) > 0:
-		io.Err = io.Segment.File.Write(io.Bufs, io.Offset, io.Durable)
+		io.Err = io.write()
 	default:
 		io.Err = io.Segment.File.Sync()
 	}
 	*io.failed = io.Err != nil
 }
 
+func (io *IO) write() error {
+	f := io.Segment.File
+	if io.Zero > 0 {
+		if err := f.Zero(io.Offset, io.Zero); err != nil {
+			return err
+		}
+	}
+	return f.Write(io.Bufs, io.Offset, io.Durable)
+}
+
 // Prepare asks for a segment.
 type Prepare struct {
 	Lane LaneID
-	Zero bool  // write zeros first, so that small durable appends are cheap
 	Got  *Open // set by the executor
 	Err  error
 	Done func()

@@ -103,7 +103,7 @@ func describe(io *IO) string {
 func (l *testLane) runPrepare() *Prepare {
 	p := l.prepare
 	l.prepare = nil
-	p.Got, p.Err = l.open(p.Zero)
+	p.Got, p.Err = l.open(false)
 	if p.Err == nil {
 		l.w.log("slot %d prepares segment %d life %d", l.id.Slot, p.Got.Index, p.Got.Life)
 	} else {
@@ -112,12 +112,13 @@ func (l *testLane) runPrepare() *Prepare {
 	return p
 }
 
-func (l *testLane) open(zero bool) (*Open, error) {
+func (l *testLane) open() (*Open, error) {
 	if l.prepareErr != nil {
 		if err := l.prepareErr(); err != nil {
 			return nil, err
 		}
 	}
+	fresh := false
 	if len(l.free) == 0 {
 		f, err := l.files.Create(segmentFile(l.segments), int64(l.w.cfg.segmentBlocks)*BlockSize)
 		if err != nil {
@@ -126,6 +127,7 @@ func (l *testLane) open(zero bool) (*Open, error) {
 		f.Close()
 		l.free = append(l.free, l.segments)
 		l.segments++
+		fresh = true
 	}
 	i := l.w.rng.IntN(len(l.free))
 	index := l.free[i]
@@ -133,15 +135,9 @@ func (l *testLane) open(zero bool) (*Open, error) {
 	if err != nil {
 		return nil, err
 	}
-	if zero && index == l.segments-1 && l.w.rng.IntN(4) == 0 { // mostly earlier lives stay
-		if err := f.Zero(0, int64(l.w.cfg.segmentBlocks)*BlockSize); err != nil {
-			f.Close()
-			return nil, err
-		}
-	}
 	l.free = slices.Delete(l.free, i, i+1)
 	l.life++
-	return &Open{Index: index, Life: l.life, Blocks: l.w.cfg.segmentBlocks, File: f}, nil
+	return &Open{Index: index, Life: l.life, Blocks: l.w.cfg.segmentBlocks, File: f, Fresh: fresh}, nil
 }
 
 func (l *testLane) runLoad() *Load {

@@ -228,7 +228,10 @@ func (g *Group) vouch() {
 // adopt syncs what the slot's lanes have replayed, and gives its other
 // segments to the pool. Those of a damaged lane are left alone.
 func (g *Group) adopt(i int, s *Slot) error {
-	var adopted, inUse []uint32
+	var adopted, inUse, written []uint32
+	for _, h := range s.headers {
+		written = append(written, h.Segment())
+	}
 	var life uint32
 	for shard := range g.Shards {
 		r := g.Lanes[shard][i]
@@ -248,7 +251,7 @@ func (g *Group) adopt(i int, s *Slot) error {
 		}
 	}
 	s.headers = nil
-	s.pool.seed(inUse, life+lifeMargin)
+	s.pool.seed(inUse, written, life+lifeMargin)
 	return s.syncLog(adopted)
 }
 

@@ -26,12 +26,13 @@ type pool struct {
 	mu      sync.Mutex // guards what follows; held for no I/O
 	files   uint32
 	free    []uint32
+	written map[uint32]bool // segments that were ever taken
 	life    uint32
 }
 
 func newPool(fs disk.FS, segmentBlocks uint32) *pool {
 	perFile := max(1, fileBytes/(segmentBlocks*journal.BlockSize))
-	return &pool{fs: fs, blocks: segmentBlocks, perFile: perFile}
+	return &pool{fs: fs, blocks: segmentBlocks, perFile: perFile, written: make(map[uint32]bool)}
 }
 
 func (p *pool) segmentBytes() int64 { return int64(p.blocks) * journal.BlockSize }
@@ -61,8 +62,12 @@ func (p *pool) discover() error {
 // segments returns how many segments exist.
 func (p *pool) segments() uint32 { return p.files * p.perFile }
 
-// seed makes every segment free that is not in use, and lives begin above life.
-func (p *pool) seed(inUse []uint32, life uint32) {
+// seed makes every segment free that is not in use, and lives begin above
+// life. written are the segments that hold something.
+func (p *pool) seed(inUse, written []uint32, life uint32) {
+	for _, s := range written {
+		p.written[s] = true
+	}
 	used := make([]bool, p.segments())
 	for _, s := range inUse {
 		used[s] = true
@@ -79,46 +84,54 @@ func (p *pool) seed(inUse []uint32, life uint32) {
 // take returns a free segment and a life for it; fresh tells that it was never
 // written, so its blocks still have to be allocated by the filesystem.
 func (p *pool) take() (segment, life uint32, fresh bool, err error) {
-	if segment, life, ok := p.takeFree(); ok {
-		return segment, life, false, nil
+	if segment, life, fresh, ok := p.takeFree(); ok {
+		return segment, life, fresh, nil
 	}
 	p.growing.Lock()
 	defer p.growing.Unlock()
-	if segment, life, ok := p.takeFree(); ok { // somebody else has grown it
-		return segment, life, true, nil
+	for {
+		if segment, life, fresh, ok := p.takeFree(); ok { // somebody else has grown it
+			return segment, life, fresh, nil
+		}
+		if err := p.grow(); err != nil {
+			return 0, 0, false, fmt.Errorf("grow the log: %w", err)
+		}
 	}
+}
+
+// grow makes one more log file.
+func (p *pool) grow() error {
 	p.mu.Lock()
 	file := p.files
 	p.mu.Unlock()
 	f, err := p.fs.Create(fileName(file), p.segmentBytes()*int64(p.perFile))
 	if err != nil {
-		return 0, 0, false, fmt.Errorf("grow the log: %w", err)
+		return err
 	}
 	if err := f.Close(); err != nil {
-		return 0, 0, false, fmt.Errorf("grow the log: %w", err)
+		return err
 	}
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.files++
-	first := file * p.perFile
-	for s := first + p.perFile - 1; s > first; s-- {
-		p.free = append(p.free, s)
+	for s := int(p.perFile) - 1; s >= 0; s-- {
+		p.free = append(p.free, file*p.perFile+uint32(s))
 	}
-	p.life++
-	life = p.life
-	p.mu.Unlock()
-	return first, life, true, nil
+	return nil
 }
 
-func (p *pool) takeFree() (segment, life uint32, ok bool) {
+func (p *pool) takeFree() (segment, life uint32, fresh, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := len(p.free)
 	if n == 0 {
-		return 0, 0, false
+		return 0, 0, false, false
 	}
 	segment, p.free = p.free[n-1], p.free[:n-1]
 	p.life++
-	return segment, p.life, true
+	fresh = !p.written[segment]
+	p.written[segment] = true
+	return segment, p.life, fresh, true
 }
 
 // put returns segments.

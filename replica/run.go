@@ -11,7 +11,12 @@ func (s *Slot) RunIO(io *journal.IO) {
 	f := io.Segment.File
 	switch {
 	case len(io.Bufs) > 0:
-		io.Err = f.Write(io.Bufs, io.Offset, io.Durable)
+		if io.Zero > 0 {
+			io.Err = f.Zero(io.Offset, io.Zero)
+		}
+		if io.Err == nil {
+			io.Err = f.Write(io.Bufs, io.Offset, io.Durable)
+		}
 	case io.Durable:
 		io.Err = f.Sync()
 	}
@@ -34,7 +39,7 @@ func (s *Slot) RunIO(io *journal.IO) {
 
 // RunPrepare makes a segment ready.
 func (s *Slot) RunPrepare(p *journal.Prepare) {
-	if p.Got, p.Err = s.prepare(p.Zero); p.Err != nil {
+	if p.Got, p.Err = s.prepare(); p.Err != nil {
 		p.Err = fmt.Errorf("slot %d: %w", s.ID, p.Err)
 	}
 	p.Done()

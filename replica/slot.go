@@ -209,7 +209,7 @@ func (s *Slot) reader(segment uint32) (disk.File, int64, error) {
 }
 
 // prepare takes a segment from the pool and opens a handle to append to it.
-func (s *Slot) prepare(zero bool) (*journal.Open, error) {
+func (s *Slot) prepare() (*journal.Open, error) {
 	segment, life, fresh, err := s.pool.take()
 	if err != nil {
 		return nil, err
@@ -220,16 +220,10 @@ func (s *Slot) prepare(zero bool) (*journal.Open, error) {
 		s.pool.put([]uint32{segment})
 		return nil, err
 	}
-	if zero && fresh {
-		if err := f.Zero(base, s.pool.segmentBytes()); err != nil {
-			s.pool.put([]uint32{segment})
-			return nil, errors.Join(err, f.Close())
-		}
-	}
 	s.handleMu.Lock()
 	s.appends[f] = true
 	s.handleMu.Unlock()
-	return &journal.Open{Index: segment, Life: life, Blocks: s.pool.blocks, File: f, Base: base}, nil
+	return &journal.Open{Index: segment, Life: life, Blocks: s.pool.blocks, File: f, Base: base, Fresh: fresh}, nil
 }
 
 // forget drops a handle that prepare has opened and its user has closed.

@@ -95,7 +95,7 @@ func (g *Group) copyLane(shard uint16, to, from int, st standing) error {
 	source, target, slot := g.Lanes[shard][from], g.Lanes[shard][to], g.Slots[to]
 	c := journal.Copier{
 		To: target, Generation: g.Generation,
-		Prepare: func() (*journal.Open, error) { return slot.prepare(false) },
+		Prepare: slot.prepare,
 		Commit:  slot.commit,
 		Closed:  slot.forget,
 	}
