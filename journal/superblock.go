@@ -163,16 +163,19 @@ func ReadSuperblock(f disk.File) (s *Superblock, damaged bool, err error) {
 }
 
 // Write stores the superblock with the next sequence, over the older copy, and
-// returns once it is durable.
+// returns once it is durable. After an error that copy may hold anything, and
+// the next Write is to the same one.
 func (s *Superblock) Write(f disk.File) error {
 	s.Sequence++
 	block := disk.Alloc(BlockSize)
 	s.encode(block)
-	if err := f.Write([][]byte{block}, int64(s.Sequence%2)*BlockSize, false); err != nil {
-		return fmt.Errorf("write superblock: %w", err)
+	err := f.Write([][]byte{block}, int64(s.Sequence%2)*BlockSize, false)
+	if err == nil {
+		err = f.Sync()
 	}
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("sync superblock: %w", err)
+	if err != nil {
+		s.Sequence--
+		return fmt.Errorf("write superblock %d: %w", s.Sequence+1, err)
 	}
 	return nil
 }

@@ -1,0 +1,276 @@
+package journal
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"trivet/disk"
+)
+
+var rewrite = flag.Bool("rewrite", false, "write the golden files of the formats anew")
+
+// goldenDescriptor is one with every kind of record.
+func goldenDescriptor() (*descriptor, []byte) {
+	var e encoder
+	block := disk.Alloc(BlockSize)
+	e.begin(block)
+	e.add(KindWrite, 0x10203, 3)
+	for i := range uint32(3) {
+		e.checksum(0xa0b0c0d0 + i)
+	}
+	e.add(KindTrim, 0x20000, RegionBlocks)
+	e.add(KindZero, 0x30005, 2)
+	e.add(KindNote, 0, 0)
+	e.add(KindCopy, 0x40001, 1)
+	e.checksum(0x11223344)
+	d := &descriptor{
+		position:   position{volume: testVolume, lane: LaneID{Slot: 2, Shard: 0x0102}, segment: 7, life: 0x1234, offset: 42},
+		generation: 0x55, epoch: 0x66, firstLSN: 0x7788,
+		durable: [MaxSlots]LSN{0x7700, 0x7701, 0x7702}, suspect: [MaxSlots]LSN{0, 0x7000, 0},
+		previous: 0xdeadbeef,
+	}
+	e.finish(d)
+	return d, block
+}
+
+func goldenHeader() (*header, []byte) {
+	h := &header{
+		position:   position{volume: testVolume, lane: LaneID{Slot: 1, Shard: 0x0304}, segment: 9, life: 0x2345},
+		generation: 0x11, blocks: 1024, previous: 0x2340, firstLSN: 0x9999, tail: 0x9998,
+	}
+	block := disk.Alloc(BlockSize)
+	h.encode(block)
+	return h, block
+}
+
+func goldenSuperblock() (*Superblock, []byte) {
+	s := &Superblock{
+		Volume: testVolume, Name: "golden", Slot: 2, Replicas: 3, Shards: 4, SizeBytes: 1 << 30, SegmentBlocks: 1024,
+		Sequence: 17, Promised: 6, Started: 5, Checkpoint: 99, Starts: []LSN{1, 22, 333, 4444},
+	}
+	block := disk.Alloc(BlockSize)
+	s.encode(block)
+	return s, block
+}
+
+func goldenPage() (*page, []byte) {
+	p := &page{region: 0x0405, stamp: Stamp{3, 0x1111}}
+	for i := range 3 {
+		p.entries[i] = Entry{Segment: 7, Life: 8, Block: uint16(20 + i), Content: Data, CRC: 0xc0ffee00 + uint32(i)}
+	}
+	p.entries[3] = Entry{Segment: 7, Life: 9, Block: 23, Content: Data, CRC: 0xc0ffee03}
+	p.entries[4], p.entries[5] = Entry{Content: Zero}, Entry{Content: Zero}
+	p.entries[255] = Entry{Segment: 1, Life: 2, Block: 0xffff, Content: Data, CRC: 5}
+	return p, p.encode(nil)
+}
+
+func goldenSegment() (*segmentInfo, []byte) {
+	s := &segmentInfo{index: 4, life: 5, previous: 3, firstLSN: 100, lastLSN: 200, used: 1000, live: 77, state: segmentCondemned}
+	return s, s.encode(nil, s.live)
+}
+
+func goldenLaneRecord() (laneRecord, []byte) {
+	r := laneRecord{stamp: Stamp{2, 0x3333}, position: replayPosition{segment: 4, life: 5, offset: 6, chain: 0xabcdef01}, incomplete: true}
+	return r, r.encode()
+}
+
+// TestGolden holds version 1 of every format to its bytes: what an older Trivet
+// has written must be read for ever.
+func TestGolden(t *testing.T) {
+	d, descriptorBlock := goldenDescriptor()
+	h, headerBlock := goldenHeader()
+	s, superblockBlock := goldenSuperblock()
+	p, pageBytes := goldenPage()
+	g, segmentBytes := goldenSegment()
+	r, laneBytes := goldenLaneRecord()
+	golden(t, "descriptor", descriptorBlock)
+	golden(t, "header", headerBlock)
+	golden(t, "superblock", superblockBlock)
+	golden(t, "page", pageBytes)
+	golden(t, "segment", segmentBytes)
+	golden(t, "lane", laneBytes)
+
+	var gotD descriptor
+	if err := decodeDescriptor(descriptorBlock, d.position, &gotD); err != nil || gotD.epoch != d.epoch || gotD.generation != d.generation ||
+		gotD.firstLSN != d.firstLSN || gotD.durable != d.durable || gotD.suspect != d.suspect || gotD.previous != d.previous ||
+		gotD.dataBlocks != 4 || len(gotD.records) != 5 || gotD.lastLSN() != 0x778b || gotD.records[0].crcs[2] != 0xa0b0c0d2 {
+		t.Errorf("descriptor decodes to %+v, %v", gotD, err)
+	}
+	var gotH header
+	if err := decodeHeader(headerBlock, &gotH); err != nil || gotH != *h {
+		t.Errorf("header decodes to %+v, %v, expected %+v", gotH, err, *h)
+	}
+	if gotS, err := DecodeSuperblock(superblockBlock); err != nil || !reflect.DeepEqual(gotS, s) {
+		t.Errorf("superblock decodes to %+v, %v", gotS, err)
+	}
+	var gotP page
+	if err := decodePage(pageBytes, p.region, &gotP); err != nil || gotP.entries != p.entries || gotP.stamp != p.stamp {
+		t.Errorf("page decodes to %+v, %v", gotP, err)
+	}
+	g.dirty = false
+	if gotG, err := decodeSegment(4, segmentBytes); err != nil || *gotG != *g {
+		t.Errorf("segment decodes to %+v, %v", gotG, err)
+	}
+	if gotR, err := decodeLaneRecord(laneBytes); err != nil || gotR != r {
+		t.Errorf("lane record decodes to %+v, %v", gotR, err)
+	}
+}
+
+// golden compares b with a file of hex, 32 bytes a line; zeros at the end are
+// left out.
+func golden(t *testing.T, name string, b []byte) {
+	t.Helper()
+	var text strings.Builder
+	fmt.Fprintf(&text, "%d bytes\n", len(b))
+	for at := 0; at < len(b); at += 32 {
+		line := b[at:min(at+32, len(b))]
+		if len(bytes.Trim(line, "\x00")) > 0 {
+			fmt.Fprintf(&text, "%4d  %s\n", at, hex.EncodeToString(line))
+		}
+	}
+	file := filepath.Join("testdata", name+".v1.hex")
+	if *rewrite {
+		if err := os.WriteFile(file, []byte(text.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text.String() != string(want) {
+		t.Errorf("%s differs from %s:\n%s", name, file, text.String())
+	}
+}
+
+// TestNewerVersion refuses what a newer Trivet wrote, as such; and takes a
+// version field that rotted for rot.
+func TestNewerVersion(t *testing.T) {
+	d, descriptorBlock := goldenDescriptor()
+	_, headerBlock := goldenHeader()
+	_, superblockBlock := goldenSuperblock()
+	_, laneBytes := goldenLaneRecord()
+	decoders := map[string]struct {
+		block  []byte
+		seal   int
+		decode func([]byte) error
+	}{
+		"descriptor": {descriptorBlock, 124, func(b []byte) error { return decodeDescriptor(b, d.position, new(descriptor)) }},
+		"header":     {headerBlock, 72, func(b []byte) error { return decodeHeader(b, new(header)) }},
+		"superblock": {superblockBlock, BlockSize - 4, func(b []byte) error { _, err := DecodeSuperblock(b); return err }},
+	}
+	for name, c := range decoders {
+		binary.LittleEndian.PutUint16(c.block[8:], 2)
+		if err := c.decode(c.block); !errors.Is(err, ErrNotThis) || errors.Is(err, ErrVersion) {
+			t.Errorf("%s with a rotten version: %v", name, err)
+		}
+		sealBlock(c.block, c.seal)
+		if err := c.decode(c.block); !errors.Is(err, ErrVersion) {
+			t.Errorf("%s of version 2: %v", name, err)
+		}
+	}
+	binary.LittleEndian.PutUint16(laneBytes, 2)
+	if _, err := decodeLaneRecord(append(laneBytes, 1, 2, 3)); !errors.Is(err, ErrVersion) {
+		t.Errorf("lane record of version 2: %v", err)
+	}
+}
+
+// TestRecoverNewerVersion refuses a log that a newer Trivet has continued.
+func TestRecoverNewerVersion(t *testing.T) {
+	w := startWorld(t, smallWorld(1, 1))
+	w.add(KindWrite, 0, 1)
+	w.settle()
+	w.add(KindWrite, 1, 1)
+	w.settle()
+	w.crash(false)
+	l := w.lanes[0]
+	f, err := l.files.Open(segmentFile(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := disk.Alloc(BlockSize)
+	if err := f.Read([][]byte{block}, 3*BlockSize); err != nil {
+		t.Fatal(err)
+	}
+	if binary.LittleEndian.Uint64(block) != descriptorMagic {
+		t.Fatal("block 3 is not the second descriptor")
+	}
+	binary.LittleEndian.PutUint16(block[8:], 2)
+	sealBlock(block, 124)
+	if err := f.Write([][]byte{block}, 3*BlockSize, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.recover(); !errors.Is(err, ErrVersion) {
+		t.Fatalf("recovered with %v", err)
+	}
+}
+
+// TestSuperblockWriteFails fails every operation of a series of writes, each
+// followed by a retry and by a power cut: a copy that was whole is never lost
+// to one that failed.
+func TestSuperblockWriteFails(t *testing.T) {
+	for n := uint64(0); n < 40; n++ {
+		inner := disk.Memory(n, disk.MemoryOptions{})
+		f, err := inner.Create(SuperblockFile, SuperblockSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, _ := goldenSuperblock()
+		for range 2 {
+			if err := s.Write(f); err != nil {
+				t.Fatal(err)
+			}
+		}
+		torn := &tornFile{File: f, fail: int(n % 7)}
+		stored := s.Checkpoint
+		for range 5 {
+			s.Checkpoint++
+			if err := s.Write(torn); err == nil {
+				stored = s.Checkpoint
+			}
+			clone := inner.CrashClone(n)
+			g, err := clone.Open(SuperblockFile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, _, err := ReadSuperblock(g)
+			if err != nil || got.Checkpoint < stored || got.Checkpoint > s.Checkpoint {
+				t.Fatalf("write %d fails: %d was stored, found %+v, %v", torn.fail, stored, got, err)
+			}
+		}
+	}
+}
+
+// tornFile fails operations from a number on, every write after half of it.
+type tornFile struct {
+	disk.File
+	fail, count int
+}
+
+func (f *tornFile) Write(bufs [][]byte, off int64, durable bool) error {
+	if f.count++; f.count > f.fail && f.count < f.fail+4 {
+		half := disk.Alloc(BlockSize)
+		copy(half, bufs[0][:BlockSize/2])
+		if err := f.File.Write([][]byte{half}, off, true); err != nil {
+			return err
+		}
+		return errInjected
+	}
+	return f.File.Write(bufs, off, durable)
+}
+
+func (f *tornFile) Sync() error {
+	if f.count++; f.count > f.fail && f.count < f.fail+4 {
+		return errInjected
+	}
+	return f.File.Sync()
+}
