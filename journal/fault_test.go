@@ -105,7 +105,7 @@ func TestFailingDisk(t *testing.T) {
 	gaveUp, failed := 0, uint64(0)
 	for seed := range uint64(100) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			w := startWorld(t, smallWorld(seed, 1))
+			w := startWorld(t, smallWorld(seed, 1+2*int(seed%2)))
 			for range 3 {
 				l := w.lanes[0]
 				set := l.failSome(t, seed, 0.02+0.3*w.rng.Float64())
@@ -143,4 +143,28 @@ func (l *testLane) failSome(t *testing.T, seed uint64, probability float64) *inj
 	}
 	l.files = disk.Faulty(l.disk, set, 0, disk.FaultyOptions{})
 	return set
+}
+
+// TestFailedTooLate lets a sync fail after the records were released: the lane
+// cannot write them again and says so.
+func TestFailedTooLate(t *testing.T) {
+	w := startWorld(t, smallWorld(1, 1))
+	l := w.lanes[0]
+	w.add(KindWrite, 0, 4)
+	w.now += batchDelay
+	for w.pump(); l.lane.Written() == 0; w.pump() {
+		w.now += batchDelay
+		w.run()
+	}
+	w.window.Retire()
+	l.lane.Want(1)
+	w.pump()
+	io := l.ios[0]
+	l.ios = l.ios[1:]
+	io.Err = errInjected
+	io.Done()
+	w.pump()
+	if err := l.lane.Fault(); !errors.Is(err, ErrGone) || !errors.Is(err, errInjected) {
+		t.Fatalf("fault %v", err)
+	}
 }

@@ -32,6 +32,7 @@ type testLane struct {
 	wake       time.Duration
 	prepareErr func() error
 	recycled   int
+	pinned     []Entry // by reads under way
 }
 
 // IO, Prepare, Load, Commit and Recycle make the lane an Executor that only
@@ -46,6 +47,9 @@ func (l *testLane) Recycle(free []uint32) {
 			if io.Segment.Index == index && len(io.Bufs) > 0 {
 				l.w.t.Fatalf("slot %d: segment %d is recycled with an append to it under way", l.id.Slot, index)
 			}
+		}
+		if slices.ContainsFunc(l.pinned, func(e Entry) bool { return e.Segment == index }) {
+			l.w.t.Fatalf("slot %d: segment %d is recycled under a read", l.id.Slot, index)
 		}
 		if slices.Contains(l.free, index) {
 			l.w.t.Fatalf("slot %d: segment %d is recycled twice", l.id.Slot, index)
@@ -76,6 +80,20 @@ func (s testSource) Load(keys [][]byte) ([][]byte, error) {
 	return s.l.store.Load(context.Background(), keys)
 }
 
+// unpin ends the oldest read: what it was to read is still at its place.
+func (l *testLane) unpin() {
+	e := l.pinned[0]
+	l.pinned = l.pinned[1:]
+	block := disk.Alloc(BlockSize)
+	if err := (testSource{l}).ReadSegment(e.Segment, block, uint32(e.Block)); err != nil && l.files == l.disk {
+		l.w.t.Fatal(err)
+	}
+	if Checksum(block) != e.CRC && l.lane.LastError() == nil {
+		l.w.t.Fatalf("slot %d: %+v was recycled under a read", l.id.Slot, e)
+	}
+	l.lane.Unpin(e)
+}
+
 // runIO carries out the oldest operation.
 func (l *testLane) runIO() *IO {
 	io := l.ios[0]
@@ -103,7 +121,7 @@ func describe(io *IO) string {
 func (l *testLane) runPrepare() *Prepare {
 	p := l.prepare
 	l.prepare = nil
-	p.Got, p.Err = l.open(false)
+	p.Got, p.Err = l.open()
 	if p.Err == nil {
 		l.w.log("slot %d prepares segment %d life %d", l.id.Slot, p.Got.Index, p.Got.Life)
 	} else {
@@ -190,7 +208,7 @@ func (l *testLane) stop(power bool) {
 		l.disk = l.disk.Kill()
 	}
 	l.files, l.store = l.disk, l.store.Crash(0)
-	l.lane, l.ios, l.prepare, l.load, l.commit = nil, nil, nil, nil, nil
+	l.lane, l.ios, l.prepare, l.load, l.commit, l.pinned = nil, nil, nil, nil, nil, nil
 }
 
 // headers reads the first block of every segment.

@@ -469,7 +469,7 @@ func regionsOf(a, b *Recovery) []Region {
 func (w *world) copier(l *testLane, r *Recovery) *Copier {
 	return &Copier{
 		To: r, Generation: w.gen + 1,
-		Prepare: func() (*Open, error) { return l.open(false) },
+		Prepare: func() (*Open, error) { return l.open() },
 		Commit:  l.commitPairs,
 	}
 }
@@ -550,7 +550,13 @@ func (w *world) step() {
 		w.pump()
 	default:
 		l := w.lanes[w.rng.IntN(len(w.lanes))]
-		l.lane.Lookup(Region(w.rng.IntN(w.cfg.regions)).First() + LBA(w.rng.IntN(20)))
+		e, known := l.lane.Lookup(Region(w.rng.IntN(w.cfg.regions)).First() + LBA(w.rng.IntN(12)))
+		switch {
+		case len(l.pinned) > 0 && w.rng.IntN(3) == 0:
+			l.unpin()
+		case known && e.Content == Data && l.lane.Pin(e):
+			l.pinned = append(l.pinned, e)
+		}
 		w.pump()
 	}
 }
