@@ -37,8 +37,8 @@ func TestNbdinfo(t *testing.T) {
 			FUA          bool   `json:"can_fua"`
 			Trim         bool   `json:"can_trim"`
 			Zero         bool   `json:"can_zero"`
-			BlockMinimum uint64 `json:"block_minimum"`
-			BlockMaximum uint64 `json:"block_maximum"`
+			BlockMinimum uint64 `json:"block_size_minimum"`
+			BlockMaximum uint64 `json:"block_size_maximum"`
 		} `json:"exports"`
 	}
 	var got exports
@@ -52,7 +52,7 @@ func TestNbdinfo(t *testing.T) {
 	if e.Size != 64<<20 || e.ReadOnly || !e.MultiConn || !e.Flush || !e.FUA || !e.Trim || !e.Zero {
 		t.Errorf("the export says of itself %+v", e)
 	}
-	if !standin() && (e.BlockMinimum > 1 || e.BlockMaximum != 32<<20) {
+	if !standin() && (e.BlockMinimum != 1 || e.BlockMaximum != 32<<20) {
 		t.Errorf("blocks from %d to %d bytes, expected 1 to 32 MiB", e.BlockMinimum, e.BlockMaximum)
 	}
 	if list := command(t, "nbdinfo", "--list", v.URI()); !strings.Contains(list, "export-size: 67108864") {

@@ -38,12 +38,6 @@ func (v *volume) logSince(t *testing.T, from int) string {
 	return string(text[from:])
 }
 
-// checked runs the offline check of a stopped volume.
-func (v *volume) checked(t *testing.T) {
-	t.Helper()
-	command(t, program, "check", v.dir)
-}
-
 // current waits until all slots count again.
 func (v *volume) current(t *testing.T) {
 	t.Helper()
@@ -76,7 +70,6 @@ func TestSlotDeleted(t *testing.T) {
 			t.Errorf("slot %d was missing, and the log does not say so:\n%s", slot, said)
 		}
 		v.stop(t)
-		v.checked(t)
 	}
 }
 

@@ -23,6 +23,7 @@ type volume struct {
 	dir     string // the volume's directory
 	arena   string // where the arena lives
 	workDir string // everything of this test; removed at its end
+	listen  string // the URI it was told to listen on, if any
 	standin bool
 }
 
@@ -103,7 +104,7 @@ func newVolume(t *testing.T, o volumeOptions) *volume {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(work) })
-	v := &volume{dir: filepath.Join(work, "volume"), workDir: work, standin: standin()}
+	v := &volume{dir: filepath.Join(work, "volume"), workDir: work, listen: o.listen, standin: standin()}
 	v.arena = newArenaDir(t, work)
 	if v.standin {
 		v.Server = newStandin(t, work, o.size)
