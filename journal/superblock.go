@@ -130,7 +130,7 @@ func (s *Superblock) validate() error {
 		return fmt.Errorf("superblock with %d shards: %w", s.Shards, ErrNotThis)
 	case s.SizeBytes == 0 || s.SizeBytes%BlockSize != 0:
 		return fmt.Errorf("superblock of a volume of %d bytes: %w", s.SizeBytes, ErrNotThis)
-	case s.SegmentBlocks < 4*RegionBlocks || s.SegmentBlocks > 1<<16:
+	case s.SegmentBlocks < RegionBlocks+2 || s.SegmentBlocks > 1<<16:
 		return fmt.Errorf("superblock with segments of %d blocks: %w", s.SegmentBlocks, ErrNotThis)
 	}
 	return nil

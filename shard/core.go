@@ -128,7 +128,6 @@ func (c *core) attach(recovered []*journal.Recovery, connect func(apply func(tim
 			Generation: c.cfg.Generation, Connect: connect,
 		})
 		c.live[i] = true
-		c.marks.Durable[i] = c.lanes[i].Durable()
 	}
 	for range maxReads {
 		op := &readOp{}

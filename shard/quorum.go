@@ -89,11 +89,6 @@ func (c *core) least(of func(*journal.Lane) journal.LSN) journal.LSN {
 // advance takes account of what the lanes have reached: it completes who waits
 // for it, and releases what is safe.
 func (c *core) advance() {
-	for i, l := range c.lanes {
-		if c.live[i] {
-			c.marks.Durable[i] = l.Durable()
-		}
-	}
 	if c.stopped != nil {
 		return // nothing is released: what was acknowledged stays in the arena
 	}

@@ -76,7 +76,7 @@ func (c *core) mapped(p *Part, slot int) bool {
 			continue
 		}
 		if _, known := c.lanes[slot].Lookup(lba); !known {
-			if _, hit := c.cfg.Cache.Lookup(uint64(lba)); !hit {
+			if _, hit := c.cfg.Cache.Lookup(uint64(lba)); !hit || p.Prefer != 0 {
 				return false
 			}
 		}

@@ -25,6 +25,7 @@ type LaneView struct {
 	UnsyncedBytes    uint64 // of records that it has written, not durable
 	Written, Durable journal.LSN
 	Usage            journal.Usage
+	Pins             int // reads under way
 	LastError        error
 }
 
@@ -37,7 +38,7 @@ func (v *View) Lane(slot int) (view LaneView, ok bool) {
 	}
 	return LaneView{
 		Live: c.live[slot], BacklogBytes: l.BacklogBytes(), UnsyncedBytes: l.UnsyncedBytes(),
-		Written: l.Written(), Durable: l.Durable(), Usage: l.Usage(), LastError: l.LastError(),
+		Written: l.Written(), Durable: l.Durable(), Usage: l.Usage(), Pins: l.Pins(), LastError: l.LastError(),
 	}, true
 }
 
