@@ -80,13 +80,7 @@ func (m *model) claim(s span) (claimed, known bool) {
 	return true, known
 }
 
-// release gives the blocks of a span back.
-func (m *model) release(s span) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.releaseLocked(s)
-}
-
+// releaseLocked gives the blocks of a span back.
 func (m *model) releaseLocked(s span) {
 	first, end := s.blocks()
 	for i := first; i < end; i++ {

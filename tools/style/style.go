@@ -102,19 +102,33 @@ func (p *pkg) at(n ast.Node, format string, args ...any) string {
 	return fmt.Sprintf("%s: %s", p.fset.Position(n.Pos()), fmt.Sprintf(format, args...))
 }
 
-// never lists what a package must not import, directly or not, whatever its
-// layer: the I/O path cannot be reached from reclaim, and the cores know
-// neither sockets nor files. A name stands for all packages below it.
+// never lists what a package must not import: whatever is above it, and what
+// it is not to know. The I/O path cannot be reached from reclaim, the
+// front-ends do not know how anything is stored, and the shards know neither
+// sockets nor files. A name stands for all packages below it, on both sides,
+// unless a longer one does.
 var never = map[string][]string{
-	"reclaim": {"device", "shard", "replica", "control"},
-	"journal": {"shard", "replica", "device", "control"},
-	"replica": {"device", "control"},
-	"shard":   {"control", "os", "net", "github.com/dgraph-io"},
-	"device":  {"control", "journal", "replica", "reclaim", "meta"},
-	"disk":    {"journal", "replica", "shard", "device", "control", "reclaim", "meta"},
-	"inject":  {"journal", "replica", "shard", "device", "control", "reclaim", "meta", "disk"},
-	"meta":    {"journal", "replica", "shard", "device", "control", "reclaim"},
-	"control": {"shard", "journal", "disk", "meta", "reclaim"},
+	"inject":     {"disk", "meta", "journal", "replica", "shard", "reclaim", "device", "control"},
+	"disk":       {"meta", "journal", "replica", "shard", "reclaim", "device", "control"},
+	"meta":       {"journal", "replica", "shard", "reclaim", "device", "control"},
+	"journal":    {"replica", "shard", "reclaim", "device", "control"},
+	"replica":    {"shard", "device", "control"},
+	"reclaim":    {"replica", "shard", "device", "control"},
+	"shard":      {"device/nbd", "device/ublk", "control", "os", "net", "github.com/dgraph-io"},
+	"device":     {"device/nbd", "device/ublk", "control"},
+	"device/nbd": {"disk", "meta", "journal", "replica", "shard", "reclaim", "control"},
+	"control":    {"disk", "meta", "journal", "replica", "shard", "reclaim"},
+}
+
+// forbidden is what a directory's package must not import.
+func forbidden(dir string) []string {
+	for dir != "." {
+		if list, ok := never[dir]; ok {
+			return list
+		}
+		dir = filepath.ToSlash(filepath.Dir(dir))
+	}
+	return nil
 }
 
 // imports checks the import direction of what is built into the program.
@@ -128,8 +142,8 @@ func imports(p *pkg) []string {
 		for _, spec := range file.Imports {
 			imported, _ := strconv.Unquote(spec.Path.Value)
 			imported = strings.TrimPrefix(imported, "trivet/")
-			for _, forbidden := range never[top] {
-				if imported == forbidden || strings.HasPrefix(imported, forbidden+"/") {
+			for _, above := range forbidden(p.dir) {
+				if imported == above || strings.HasPrefix(imported, above+"/") {
 					found = append(found, p.at(spec, "%s must not import %s", p.dir, imported))
 				}
 			}
