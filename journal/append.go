@@ -273,7 +273,7 @@ func (l *Lane) ioDone(io *IO, now time.Duration) {
 	if io.Err != nil && !released && !l.failing {
 		l.failing, l.lastErr = true, io.Err
 	}
-	if l.failing {
+	if l.failing || l.fault != nil { // the window may have gone on without the lane
 		return
 	}
 	if len(io.Bufs) > 0 {

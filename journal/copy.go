@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -15,6 +16,9 @@ import (
 type Copier struct {
 	To         *Recovery
 	Generation Generation
+	// Peers are the lanes of the shard, nil where there is none: a block that
+	// the better one cannot read is taken from any that holds the same.
+	Peers []*Recovery
 	// Prepare returns a segment to append to; Commit stores pairs atomically.
 	Prepare func() (*Open, error)
 	Commit  func([]Pair) error
@@ -28,6 +32,12 @@ type Copier struct {
 	// Copied counts the blocks copied so far.
 	Copied int
 }
+
+// ErrSource tells that the better copy cannot be read, nor anybody else's of
+// the same content. What was wrong with it is told in words only: it is no
+// fault of the lane that was to be brought together, which must not be taken
+// for damaged.
+var ErrSource = errors.New("the better copy cannot be read")
 
 // copyDirtyPages bounds the pages that a copy keeps in memory.
 const copyDirtyPages = 8192
@@ -67,7 +77,7 @@ func (r *Recovery) page(g Region) (*page, error) {
 func (c *Copier) Copy(g Region, from *Recovery, force bool) error {
 	source, err := from.page(g)
 	if err != nil {
-		return fmt.Errorf("map page of region %d in slot %d: %w", g, from.Lane.cfg.ID.Slot, err)
+		return fmt.Errorf("map page of region %d in slot %d: %w: %v", g, from.Lane.cfg.ID.Slot, ErrSource, err)
 	}
 	target, err := c.To.page(g)
 	if err != nil {
@@ -107,11 +117,8 @@ func (c *Copier) copyRun(g Region, index int, run []Entry, from *Recovery, p *pa
 	}
 	for i, e := range run {
 		block := c.payload[i*BlockSize : (i+1)*BlockSize]
-		if err := from.source.ReadSegment(e.Segment, block, uint32(e.Block)); err != nil {
-			return fmt.Errorf("read block %d from slot %d: %w", g.First()+LBA(index+i), from.Lane.cfg.ID.Slot, err)
-		}
-		if crc := Checksum(block); crc != e.CRC {
-			return fmt.Errorf("block %d in slot %d: checksum %08x, expected %08x: %w", g.First()+LBA(index+i), from.Lane.cfg.ID.Slot, crc, e.CRC, ErrDamaged)
+		if err := from.readBlock(e, block); err != nil && !c.readPeers(g, index+i, e, block) {
+			return fmt.Errorf("block %d in slot %d: %w: %v", g.First()+LBA(index+i), from.Lane.cfg.ID.Slot, ErrSource, err)
 		}
 	}
 	at, err := c.write(g.First()+LBA(index), run)
@@ -123,6 +130,31 @@ func (c *Copier) copyRun(g Region, index int, run []Entry, from *Recovery, p *pa
 	}
 	c.Copied += len(run)
 	return nil
+}
+
+// readBlock reads the block at an entry's place and checks it.
+func (r *Recovery) readBlock(e Entry, block []byte) error {
+	if err := r.source.ReadSegment(e.Segment, block, uint32(e.Block)); err != nil {
+		return err
+	}
+	if crc := Checksum(block); crc != e.CRC {
+		return fmt.Errorf("checksum %08x, expected %08x: %w", crc, e.CRC, ErrChecksum)
+	}
+	return nil
+}
+
+// readPeers reads a block from any lane that holds the same as the entry says.
+func (c *Copier) readPeers(g Region, index int, e Entry, block []byte) bool {
+	for _, peer := range c.Peers {
+		if peer == nil {
+			continue
+		}
+		p, err := peer.page(g)
+		if err == nil && p.entries[index].sameContent(e) && peer.readBlock(p.entries[index], block) == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // write appends a batch of one copy record; it returns the block offset of its

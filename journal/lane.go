@@ -167,6 +167,14 @@ func (l *Lane) Durable() LSN { return l.durable }
 // Fault returns why the lane has given up, or nil.
 func (l *Lane) Fault() error { return l.fault }
 
+// Abandon ends the lane's part in its shard: from now on records may leave the
+// window that it has not written. What is under way comes back, and is ignored.
+func (l *Lane) Abandon(why error) {
+	if l.fault == nil {
+		l.fault = why
+	}
+}
+
 // LastError returns the last error that the lane met, or nil.
 func (l *Lane) LastError() error { return l.lastErr }
 

@@ -94,7 +94,7 @@ func (g *Group) outlived(shard uint16, lsn journal.LSN) bool {
 func (g *Group) copyLane(shard uint16, to, from int, st standing) error {
 	source, target, slot := g.Lanes[shard][from], g.Lanes[shard][to], g.Slots[to]
 	c := journal.Copier{
-		To: target, Generation: g.Generation,
+		To: target, Generation: g.Generation, Peers: g.Lanes[shard],
 		Prepare: slot.prepare,
 		Commit:  slot.commit,
 		Closed:  slot.forget,

@@ -139,6 +139,7 @@ func (c *core) drop(slot journal.SlotID, why error) {
 	}
 	c.live[slot] = false
 	c.reported[slot] = true
+	c.lanes[slot].Abandon(why)
 	c.marks.Suspect[slot] = c.lanes[slot].Durable() + 1
 	c.choosePrimary()
 	live := 0
