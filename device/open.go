@@ -346,6 +346,13 @@ func (d *Device) activate() error {
 	if err := d.reserve(); err != nil {
 		return err
 	}
+	// The arena first: what it holds is believed only if no later generation
+	// was started. A slot that cannot store the start is closed, so nobody may
+	// use it yet.
+	d.arena.SetGeneration(uint64(g.Generation))
+	if err := g.Start(); err != nil {
+		return err
+	}
 	frames := d.memory.Carve(g.Shards)
 	live := make([]bool, g.Replicas)
 	d.engines = make([]*replica.Engine, g.Replicas)
@@ -372,10 +379,6 @@ func (d *Device) activate() error {
 		d.hosts, d.shards = append(d.hosts, host), append(d.shards, s)
 	}
 	d.adoptRecords()
-	d.arena.SetGeneration(uint64(g.Generation))
-	if err := g.Start(); err != nil {
-		return err
-	}
 	for _, s := range d.shards {
 		s.Tick()
 	}

@@ -14,6 +14,7 @@ type standing struct {
 	started journal.Generation // of its slot
 	lsn     journal.LSN        // up to which it is to be trusted
 	suspect journal.LSN        // from here on it is not; 0: all of it is
+	damaged bool               // it lacks what was durable in it
 }
 
 // behind tells whether a ranks below b.
@@ -23,6 +24,9 @@ func (a standing) behind(b standing) bool {
 		return b.usable
 	case a.started != b.started:
 		return a.started < b.started
+	}
+	if a.lsn == b.lsn {
+		return a.damaged && !b.damaged
 	}
 	return a.lsn < b.lsn
 }
@@ -37,7 +41,7 @@ func (g *Group) rank(shard uint16) (all []standing, best int) {
 		if r == nil {
 			continue
 		}
-		st := standing{usable: g.usable[i], started: g.Slots[i].super.Started, lsn: r.Stamp.LSN}
+		st := standing{usable: g.usable[i], started: g.Slots[i].super.Started, lsn: r.Stamp.LSN, damaged: r.Damage != nil}
 		for j, peer := range lanes {
 			if peer == nil || j == i || !g.usable[j] || g.Slots[j].super.Started < g.started {
 				continue
@@ -66,7 +70,7 @@ func (g *Group) bringTogether(shard uint16) error {
 	if best < 0 {
 		return g.recount()
 	}
-	if err := lanes[best].Damage; err != nil && !g.outlived(shard, all[best].lsn) && g.opt.Survivor == 0 {
+	if err := lanes[best].Damage; err != nil && g.silent(shard) >= g.Quorum() && !g.outlived(shard, all[best].lsn) && g.opt.Survivor == 0 {
 		return fmt.Errorf("slot %d shard %d is the best copy that is left: %w; --survivor %d opens the volume without what is missing", best, shard, err, best)
 	}
 	for i, r := range lanes {
@@ -82,6 +86,18 @@ func (g *Group) bringTogether(shard uint16) error {
 		}
 	}
 	return nil
+}
+
+// silent counts the lanes that may have made records durable of which they can
+// tell nothing any more. As long as those are no quorum by themselves, whatever
+// was acknowledged as durable is in another lane as well, and so in the best.
+func (g *Group) silent(shard uint16) (n int) {
+	for i, r := range g.Lanes[shard] {
+		if r == nil || r.Damage != nil || !g.usable[i] {
+			n++
+		}
+	}
+	return n
 }
 
 // outlived tells whether the arena holds all that a lane at lsn lacks.
