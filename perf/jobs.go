@@ -74,22 +74,25 @@ func jobNames() []string {
 	return append(names, idleName, openName)
 }
 
-// choose splits a list given by commas and checks it against what there is;
-// a name stands for all that begin with it and a dash, too.
+// choose splits a list given by commas and checks it against what there is; a
+// name that is none of those stands for all that begin with it.
 func choose(list string, known []string) ([]string, error) {
 	if list == "" || list == "all" {
 		return known, nil
 	}
 	var chosen []string
 	for name := range strings.SplitSeq(list, ",") {
-		before := len(chosen)
-		for _, k := range known {
-			if (k == name || strings.HasPrefix(k, name+"-")) && !slices.Contains(chosen, k) {
-				chosen = append(chosen, k)
-			}
+		matches := []string{name}
+		if !slices.Contains(known, name) {
+			matches = slices.DeleteFunc(slices.Clone(known), func(k string) bool { return !strings.HasPrefix(k, name) })
 		}
-		if len(chosen) == before && !slices.Contains(chosen, name) {
+		if len(matches) == 0 {
 			return nil, fmt.Errorf("%q is none of %s", name, strings.Join(known, ", "))
+		}
+		for _, m := range matches {
+			if !slices.Contains(chosen, m) {
+				chosen = append(chosen, m)
+			}
 		}
 	}
 	return chosen, nil

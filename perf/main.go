@@ -80,7 +80,7 @@ func main() {
 // parse reads the command line.
 func parse() options {
 	var o options
-	flag.StringVar(&o.jobs, "jobs", "all", "which to run, of "+strings.Join(jobNames(), ", ")+"; a name also stands for all that begin with it and a dash")
+	flag.StringVar(&o.jobs, "jobs", "all", "which to run, of "+strings.Join(jobNames(), ", ")+"; the beginning of a name stands for all that have it")
 	flag.StringVar(&o.servers, "servers", "all", "which to measure, of trivet3, trivet1, nbdkit-file, nbdkit-memory, and of the variants, NAME3 and NAME1")
 	flag.StringVar(&o.base, "base", "nbdkit-file", "the server that ratios are taken to")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often to do everything")
