@@ -14,7 +14,7 @@ type standing struct {
 	started journal.Generation // of its slot
 	lsn     journal.LSN        // up to which it is to be trusted
 	suspect journal.LSN        // from here on it is not; 0: all of it is
-	damaged bool               // it lacks what was durable in it
+	damaged bool               // it lacks what was durable in it, and others have that
 }
 
 // behind tells whether a ranks below b.
@@ -24,9 +24,8 @@ func (a standing) behind(b standing) bool {
 		return b.usable
 	case a.started != b.started:
 		return a.started < b.started
-	}
-	if a.lsn == b.lsn {
-		return a.damaged && !b.damaged
+	case a.damaged != b.damaged:
+		return a.damaged
 	}
 	return a.lsn < b.lsn
 }
@@ -37,11 +36,12 @@ func (g *Group) rank(shard uint16) (all []standing, best int) {
 	lanes := g.Lanes[shard]
 	all = make([]standing, len(lanes))
 	best = -1
+	spared := g.silent(shard) < g.Quorum()
 	for i, r := range lanes {
 		if r == nil {
 			continue
 		}
-		st := standing{usable: g.usable[i], started: g.Slots[i].super.Started, lsn: r.Stamp.LSN, damaged: r.Damage != nil}
+		st := standing{usable: g.usable[i], started: g.Slots[i].super.Started, lsn: r.Stamp.LSN, damaged: r.Damage != nil && spared}
 		for j, peer := range lanes {
 			if peer == nil || j == i || !g.usable[j] || g.Slots[j].super.Started < g.started {
 				continue
