@@ -10,7 +10,6 @@ N      ?= 10000
 FUZZTIME ?= 20s
 TESTFLAGS ?=
 
-GOTOOL := go tool -modfile=tools/go.mod
 REPORT := ./bin/testreport
 
 help: ## this list
@@ -27,12 +26,7 @@ test: install build check bin/testreport ## everything that CI runs: checks, all
 	@set -o pipefail; go test -json -tags invariants -timeout 25m $(TESTFLAGS) ./... | $(REPORT)
 
 check: install ## formatting, vet, staticcheck, the rules of style, the scripts' syntax
-	@unformatted=$$($(GOTOOL) gofumpt -l .); if [ -n "$$unformatted" ]; then \
-	  echo "not formatted; run '$(GOTOOL) gofumpt -w .':"; echo "$$unformatted"; exit 1; fi
-	go vet -tags invariants ./...
-	$(GOTOOL) staticcheck -tags invariants ./...
-	go -C tools vet ./... && go -C tools test -count=1 ./...
-	@for script in scripts/* .ci/run e2e/vm/init e2e/vm/mkinitrd; do bash -n $$script || exit 1; done
+	@scripts/check
 
 race: install bin/testreport ## all but the end-to-end tests under the race detector
 	@set -o pipefail; go test -json -race -tags invariants -timeout 30m $(TESTFLAGS) \

@@ -168,7 +168,7 @@ func (b *bench) printCold(w io.Writer) {
 				cell += ", " + judged(ratio, c.least)
 			}
 			if rate := median(b.results.each(c.name, t.name, mibs)); c.leastMiBs > 0 && rate > 0 {
-				cell += fmt.Sprintf(" (floor %g MiB/s)", c.leastMiBs)
+				cell += ", in MiB/s " + judged(rate, c.leastMiBs)
 			}
 			row = append(row, cell)
 		}
