@@ -156,7 +156,7 @@ func (l *Lane) submitAppend(io *IO, blocks int) {
 // which takes several times as long as the write (docs/design.md).
 func (l *Lane) zeroAhead(io *IO) {
 	o := l.open
-	if !o.Fresh || o.next <= o.zeroed || l.syncAverage >= smallSync {
+	if !o.Fresh || o.next <= o.zeroed || l.syncAverage >= tinySync {
 		return
 	}
 	from := uint32((io.Offset - o.Base) / BlockSize)

@@ -18,7 +18,8 @@ const (
 	maxRetryDelay   = time.Second
 	maxFailures     = 7 // in a row, before the lane gives up: about two seconds
 	loadBatch       = 64
-	smallSync       = 64 // blocks a sync: below this average, zeros are written ahead
+	smallSync       = 64 // blocks a sync: below this average, segments are prepared with zeros
+	tinySync        = 8  // below this one, zeros are also written ahead in the open segment
 	zeroAheadBlocks = 128
 )
 
@@ -249,6 +250,7 @@ func (l *Lane) prepare(now time.Duration) {
 	}
 	p := &l.preparing
 	p.busy, p.Got, p.Err = true, nil, nil
+	p.Zero = l.syncAverage < smallSync
 	l.exec.Prepare(p)
 }
 

@@ -104,6 +104,7 @@ func (io *IO) write() error {
 // Prepare asks for a segment.
 type Prepare struct {
 	Lane LaneID
+	Zero bool  // write zeros first, so that small durable appends are cheap
 	Got  *Open // set by the executor
 	Err  error
 	Done func()

@@ -209,7 +209,7 @@ func (s *Slot) reader(segment uint32) (disk.File, int64, error) {
 }
 
 // prepare takes a segment from the pool and opens a handle to append to it.
-func (s *Slot) prepare() (*journal.Open, error) {
+func (s *Slot) prepare(zero bool) (*journal.Open, error) {
 	segment, life, fresh, err := s.pool.take()
 	if err != nil {
 		return nil, err
@@ -220,10 +220,29 @@ func (s *Slot) prepare() (*journal.Open, error) {
 		s.pool.put([]uint32{segment})
 		return nil, err
 	}
+	if zero && fresh {
+		if err := s.zero(f, base); err != nil {
+			s.pool.put([]uint32{segment})
+			return nil, errors.Join(err, f.Close())
+		}
+		fresh = false
+	}
 	s.handleMu.Lock()
 	s.appends[f] = true
 	s.handleMu.Unlock()
 	return &journal.Open{Index: segment, Life: life, Blocks: s.pool.blocks, File: f, Base: base, Fresh: fresh}, nil
+}
+
+// zero writes a segment full of zeros, in pieces that others on the disk do
+// not wait for long, and syncs them, so that the lane need not.
+func (s *Slot) zero(f disk.File, base int64) error {
+	const piece = 256 << 10
+	for at := int64(0); at < s.pool.segmentBytes(); at += piece {
+		if err := f.Zero(base+at, piece); err != nil {
+			return err
+		}
+	}
+	return f.Sync()
 }
 
 // forget drops a handle that prepare has opened and its user has closed.

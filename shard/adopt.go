@@ -22,7 +22,7 @@ func (s *Shard) Adopt(records []arena.Recovered) {
 	for _, rec := range records {
 		c.adopt(rec)
 	}
-	c.wantDurable(c.window.Last())
+	c.wantAll(c.window.Last())
 }
 
 func (c *core) adopt(rec arena.Recovered) {

@@ -44,6 +44,8 @@ const (
 	// eagerWithin: when the last flush came this soon after small writes, the
 	// next small write is made durable at once, so that its flush only waits.
 	eagerWithin = 5 * time.Millisecond
+	// hedgeAfter is how long a flush waits for the quorum that was asked first.
+	hedgeAfter = 10 * time.Millisecond
 	// eagerRecords is how many records a flush may have covered for that.
 	eagerRecords = 4
 )
@@ -219,6 +221,7 @@ func (c *core) settle() (wake time.Duration) {
 		c.progress = false
 		c.retryUnmapped()
 	}
+	at(c.hedge())
 	for i, l := range c.lanes {
 		if !c.live[i] {
 			continue

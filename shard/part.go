@@ -69,10 +69,11 @@ type Part struct {
 	queue        *partList // where it waits; nil while it runs
 	older        *Part
 	newer        *Part
-	target       journal.LSN // durable before it completes
-	merged       uint8       // bit 0, 1: first and last block were completed from older data
-	reads        int         // slots tried for blocks that could not be read
-	op           *readOp     // the disk read it waits for
+	target       journal.LSN   // durable before it completes
+	since        time.Duration // when it began to wait for that
+	merged       uint8         // bit 0, 1: first and last block were completed from older data
+	reads        int           // slots tried for blocks that could not be read
+	op           *readOp       // the disk read it waits for
 	suspectSlot  journal.SlotID
 	suspectEntry journal.Entry
 }

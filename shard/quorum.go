@@ -41,15 +41,44 @@ func (c *core) await(p *Part, target journal.LSN) {
 		return
 	}
 	c.wantDurable(p.target)
+	p.since = c.now
 	c.waiting.push(p)
 }
 
+// wantDurable asks a quorum of lanes to be durable up to lsn. The others are
+// left to write larger batches and to sync later, which spares a third of the
+// syncs; hedge asks them, too, when the quorum takes long.
 func (c *core) wantDurable(lsn journal.LSN) {
+	asked := 0
+	for i := range c.lanes {
+		if s := (c.primary + i) % len(c.lanes); c.live[s] && asked < c.cfg.Quorum {
+			c.lanes[s].Want(lsn)
+			asked++
+		}
+	}
+}
+
+// wantAll asks every live lane to be durable up to lsn.
+func (c *core) wantAll(lsn journal.LSN) {
 	for i, l := range c.lanes {
 		if c.live[i] {
 			l.Want(lsn)
 		}
 	}
+}
+
+// hedge asks every lane when somebody has waited for durability for long. It
+// returns when it has to look again, or 0.
+func (c *core) hedge() time.Duration {
+	p := c.waiting.oldest
+	if p == nil || c.cfg.Quorum == len(c.lanes) {
+		return 0
+	}
+	if due := p.since + hedgeAfter; c.now < due {
+		return due
+	}
+	c.wantAll(c.waiting.newest.target)
+	return 0
 }
 
 // durable returns the LSN up to which a quorum of live slots is durable.
