@@ -40,7 +40,7 @@ func diverge(t *testing.T, seed uint64) *world {
 // operation of the copy: before Finish has returned the lane is as it was, or
 // incomplete; afterwards it equals its source.
 func TestCopyCrash(t *testing.T) {
-	for seed := range uint64(3) {
+	for seed := range seeds(3) {
 		for n := 0; ; n++ {
 			if !copyAndCrash(t, seed, n) {
 				t.Logf("seed %d: crashed after each of %d operations", seed, n)
@@ -127,7 +127,7 @@ func (w *world) mustEqual(l *testLane, r, source *Recovery) {
 
 // TestCopyThenServe goes on with a lane that was copied, with crashes.
 func TestCopyThenServe(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range seeds(20) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			w := diverge(t, 100+seed)
 			all := w.recoverAll()

@@ -17,7 +17,7 @@ import (
 // and opening of segments. One failure never ends a lane, nor loses what it
 // said to be durable.
 func TestFailNth(t *testing.T) {
-	for seed := range uint64(3) {
+	for seed := range seeds(3) {
 		for _, crashEarly := range []bool{false, true} {
 			for n := uint64(0); ; n++ {
 				if reached := failNth(t, seed, n, crashEarly); !reached {
@@ -64,7 +64,7 @@ var errInjected = errors.New("injected")
 // TestFailNthMeta is TestFailNth for loads and commits, whose outcome may be
 // unknown: they fail before or after they were applied.
 func TestFailNthMeta(t *testing.T) {
-	for seed := range uint64(4) {
+	for seed := range seeds(4) {
 		for n := 0; ; n++ {
 			if !failNthMeta(t, seed, n) {
 				t.Logf("seed %d: %d calls failed in turn", seed, n)
@@ -103,7 +103,7 @@ func failNthMeta(t *testing.T, seed uint64, n int) (hit bool) {
 // syncs in vain, what a failed sync has lost; the arena covers that.)
 func TestFailingDisk(t *testing.T) {
 	gaveUp, failed := 0, uint64(0)
-	for seed := range uint64(100) {
+	for seed := range seeds(100) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			w := startWorld(t, smallWorld(seed, 1+2*int(seed%2)))
 			for range 3 {

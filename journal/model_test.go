@@ -10,14 +10,14 @@ import (
 // everything that was durable is there, what is there is a prefix of what was
 // written, no segment is named that was given back, and live counts are right.
 func TestModel(t *testing.T) {
-	for seed := range uint64(80) {
+	for seed := range seeds(80) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { runModel(t, smallWorld(seed, 1), 6, 250) })
 	}
 }
 
 // TestModelLargeRecords is TestModel with records of up to half a segment.
 func TestModelLargeRecords(t *testing.T) {
-	for seed := range uint64(15) {
+	for seed := range seeds(15) {
 		cfg := smallWorld(seed, 1)
 		cfg.maxCount, cfg.segmentBlocks, cfg.arenaPages, cfg.checkpointBytes = 20, 44, 256, 400*BlockSize
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { runModel(t, cfg, 5, 250) })
@@ -26,7 +26,7 @@ func TestModelLargeRecords(t *testing.T) {
 
 // TestModelThreeLanes is TestModel with three lanes that share one window.
 func TestModelThreeLanes(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range seeds(20) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { runModel(t, smallWorld(seed, 3), 5, 400) })
 	}
 }

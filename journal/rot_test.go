@@ -13,7 +13,7 @@ import (
 // record that was durable: it has all of them, with blocks at fault named or
 // found by their checksum, or it reports damage.
 func TestRot(t *testing.T) {
-	for seed := range uint64(4) {
+	for seed := range seeds(4) {
 		cfg := smallWorld(seed, 3-2*int(seed%2)) // with peers, and alone
 		cfg.checkpointBytes, cfg.pageBudget, cfg.rare = 1<<40, 100, true
 		w := startWorld(t, cfg)
@@ -153,7 +153,7 @@ func (w *world) imitate(block []byte) {
 // descriptors and headers, in segments that are recycled: none of it is ever
 // taken for a part of the log, nor for a newer version of it.
 func TestImitation(t *testing.T) {
-	for seed := range uint64(30) {
+	for seed := range seeds(30) {
 		cfg := smallWorld(seed, 1+2*int(seed%2))
 		cfg.imitate = true
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { runModel(t, cfg, 6, 300) })

@@ -102,7 +102,9 @@ func (l *testLane) runIO() *IO {
 	if io.Close {
 		io.Segment.File.Close()
 	}
-	l.w.log("slot %d runs %s", l.id.Slot, describe(io))
+	if *trace {
+		l.w.log("slot %d runs %s", l.id.Slot, describe(io))
+	}
 	return io
 }
 

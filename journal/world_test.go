@@ -3,6 +3,7 @@ package journal
 import (
 	"cmp"
 	"encoding/binary"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -12,6 +13,13 @@ import (
 	"trivet/disk"
 	"trivet/meta"
 )
+
+var more = flag.Uint64("more", 1, "run this many times as many seeds")
+
+// seeds returns how many seeds a test runs that usually takes n.
+func seeds(n uint64) uint64 { return max(n**more/fewer, 2) }
+
+var trace = flag.Bool("trace", false, "print what happened before a failure")
 
 // world is one shard with its lanes on simulated disks and stores, run by one
 // goroutine from one seed. It does what a shard and a slot do, as simply as
@@ -103,8 +111,11 @@ func joinLines(lines []string) (all string) {
 	return all
 }
 
+// log notes an event for the trace of a failed run.
 func (w *world) log(format string, args ...any) {
-	w.trace = append(w.trace, fmt.Sprintf("%v ", w.now)+fmt.Sprintf(format, args...))
+	if *trace {
+		w.trace = append(w.trace, fmt.Sprintf("%v ", w.now)+fmt.Sprintf(format, args...))
+	}
 }
 
 func (w *world) laneConfig(l *testLane) Config {
