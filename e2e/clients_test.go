@@ -217,6 +217,6 @@ func TestFioVerify(t *testing.T) {
 	eachReplicas(t, "1G", func(t *testing.T, v *volume) {
 		command(t, "fio", "--name=verify", "--ioengine=nbd", "--uri="+v.URI(), "--rw=randrw",
 			"--bsrange=512-64k", "--iodepth=16", "--numjobs=4", "--size="+size, "--offset_increment=256m",
-			"--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--fsync=64", "--group_reporting")
+			"--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--do_verify=1", "--fsync=64", "--group_reporting")
 	})
 }

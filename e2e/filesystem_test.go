@@ -65,7 +65,7 @@ func TestFilesystem(t *testing.T) {
 			f.format(t, a.loop)
 			dir := a.mount(t, f.name)
 			command(t, "fio", "--name=verify", "--directory="+dir, "--size="+size, "--rw=randwrite", "--bs=4k",
-				"--fsync=32", "--verify=crc32c", "--verify_fatal=1", "--numjobs=2", "--ioengine=psync")
+				"--fsync=32", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--numjobs=2", "--ioengine=psync")
 			a.unmount(t)
 			f.clean(t, a.loop)
 			a.detach(t)
@@ -73,7 +73,7 @@ func TestFilesystem(t *testing.T) {
 			b := attach(t, v)
 			dir = b.mount(t, f.name)
 			command(t, "fio", "--name=verify", "--directory="+dir, "--size="+size, "--rw=randwrite", "--bs=4k",
-				"--verify=crc32c", "--verify_only", "--verify_fatal=1", "--numjobs=2", "--ioengine=psync")
+				"--verify=crc32c", "--verify_only", "--verify_fatal=1", "--verify_state_save=0", "--numjobs=2", "--ioengine=psync")
 			b.unmount(t)
 			f.clean(t, b.loop)
 			b.detach(t)

@@ -24,7 +24,7 @@ func TestRun(t *testing.T) {
 	verified := make(chan error, 1)
 	go func() {
 		_, err := attempt(t.Context(), "fio", "--name=verify", "--directory="+r.mnt, "--size=48m", "--rw=randwrite",
-			"--bs=4k", "--fsync=16", "--verify=crc32c", "--verify_fatal=1", "--ioengine=psync",
+			"--bs=4k", "--fsync=16", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--ioengine=psync",
 			"--rate_iops=1500", "--time_based", "--runtime=8")
 		verified <- err
 	}()
@@ -55,9 +55,9 @@ func TestRun(t *testing.T) {
 
 // A run is one scripts/run.
 type run struct {
-	volume, mnt, output string
-	cmd                 *exec.Cmd
-	ended               chan struct{} // closed when the script has
+	volume, mnt, output, arena string
+	cmd                        *exec.Cmd
+	ended                      chan struct{} // closed when the script has
 }
 
 // newRun makes a place for a run; whatever is left there is taken apart at the
@@ -69,6 +69,7 @@ func newRun(t *testing.T) *run {
 		t.Fatal(err)
 	}
 	r := &run{volume: filepath.Join(work, "volume"), mnt: filepath.Join(work, "mnt"), output: filepath.Join(work, "output")}
+	r.arena = newArenaDir(t, work)
 	t.Cleanup(func() {
 		r.clear(t)
 		os.RemoveAll(work)
@@ -85,7 +86,7 @@ func (r *run) start(t *testing.T) {
 	}
 	defer out.Close()
 	r.cmd = exec.Command("../scripts/run")
-	r.cmd.Env = append(os.Environ(), "VOLUME="+r.volume, "MNT="+r.mnt, "TRIVET_BIN="+program, "SIZE=256M")
+	r.cmd.Env = append(os.Environ(), "VOLUME="+r.volume, "MNT="+r.mnt, "TRIVET_BIN="+program, "SIZE=256M", "ARENA="+r.arena)
 	r.cmd.Stdout, r.cmd.Stderr = out, out
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := r.cmd.Start(); err != nil {
