@@ -280,13 +280,6 @@ func (p *page) complete(stored *page) {
 	p.loaded, p.loading = true, false
 }
 
-// unload forgets that a page was asked for, after the load failed.
-func (m *blockMap) unload(r Region) {
-	if p := m.pages[r]; p != nil {
-		p.loading = false
-	}
-}
-
 // freeze moves the dirty pages to the checkpoint that begins.
 func (m *blockMap) freeze() {
 	for p := m.dirty.oldest; p != nil; p = m.dirty.oldest {

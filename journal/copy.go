@@ -179,9 +179,11 @@ func (c *Copier) append(add func(*encoder), payload []byte) (at uint32, err erro
 	l := c.To.Lane
 	bufs := make([][]byte, 0, 3)
 	if c.open.next == 0 {
-		h := header{position: position{volume: l.cfg.Volume, lane: l.cfg.ID, segment: c.open.Index, life: c.open.Life},
+		h := header{
+			position:   position{volume: l.cfg.Volume, lane: l.cfg.ID, segment: c.open.Index, life: c.open.Life},
 			generation: c.Generation, blocks: c.open.Blocks, previous: l.position.life,
-			firstLSN: c.To.Stamp.LSN + 1, tail: c.To.Stamp.LSN}
+			firstLSN: c.To.Stamp.LSN + 1, tail: c.To.Stamp.LSN,
+		}
 		c.open.chain = h.encode(c.header)
 		bufs = append(bufs, c.header)
 	}
@@ -189,8 +191,10 @@ func (c *Copier) append(add func(*encoder), payload []byte) (at uint32, err erro
 	e.begin(c.block)
 	add(&e)
 	descriptorAt := max(c.open.next, 1)
-	d := descriptor{position: position{volume: l.cfg.Volume, lane: l.cfg.ID, segment: c.open.Index, life: c.open.Life, offset: descriptorAt},
-		generation: c.Generation, firstLSN: c.To.Stamp.LSN, previous: c.open.chain}
+	d := descriptor{
+		position:   position{volume: l.cfg.Volume, lane: l.cfg.ID, segment: c.open.Index, life: c.open.Life, offset: descriptorAt},
+		generation: c.Generation, firstLSN: c.To.Stamp.LSN, previous: c.open.chain,
+	}
 	offset := c.open.Base + int64(c.open.next)*BlockSize
 	c.open.chain = e.finish(&d)
 	if bufs = append(bufs, c.block); len(payload) > 0 {

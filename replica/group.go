@@ -47,7 +47,6 @@ type Group struct {
 	opt     Options
 	usable  []bool // has taken part, and is whole
 	started journal.Generation
-	starts  []journal.LSN
 }
 
 // Recover reads the slots' logs, ranks the slots by shard, and makes them

@@ -65,17 +65,14 @@ type Part struct {
 	Done     func(*Part)   // called once, not under the shard's ownership
 	Err      error
 
-	event        event
-	queue        *partList // where it waits; nil while it runs
-	older        *Part
-	newer        *Part
-	target       journal.LSN   // durable before it completes
-	since        time.Duration // when it began to wait for that
-	merged       uint8         // bit 0, 1: first and last block were completed from older data
-	reads        int           // slots tried for blocks that could not be read
-	op           *readOp       // the disk read it waits for
-	suspectSlot  journal.SlotID
-	suspectEntry journal.Entry
+	event  event
+	queue  *partList // where it waits; nil while it runs
+	older  *Part
+	newer  *Part
+	target journal.LSN   // durable before it completes
+	since  time.Duration // when it began to wait for that
+	merged uint8         // bit 0, 1: first and last block were completed from older data
+	op     *readOp       // the disk read it waits for
 }
 
 // Extent is a run of blocks with one status.
