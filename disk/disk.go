@@ -20,7 +20,7 @@
 //     durable stays so: its successor reads it from the page cache, and must
 //     sync it before it builds on it.
 //   - A failed Sync or durable Write may have lost every byte of that file that
-//     was not durable. The kernel reports that once: until the power cut the
+//     was not durable. The kernel reports that once to each open handle: until the power cut the
 //     file reads as written, and the next Sync returns nil for a range that
 //     never reached the disk. So a range whose sync failed is never asked again;
 //     it is written anew elsewhere, from memory. Reading it proves nothing

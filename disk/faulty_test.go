@@ -458,3 +458,26 @@ type nothingFile struct{ disk.File }
 
 func (nothingFile) Write([][]byte, int64, bool) error { return nil }
 func (nothingFile) Close() error                      { return nil }
+
+// TestEachHandleIsToldOnce: lanes whose segments share a file have handles of
+// their own, so that each learns of a sync that failed on another's.
+func TestEachHandleIsToldOnce(t *testing.T) {
+	m := disk.Memory(1, disk.MemoryOptions{})
+	set := inject.NewSet(1, func() time.Time { return time.Time{} })
+	fs := disk.Faulty(m, set, 0, disk.FaultyOptions{})
+	must(t, fs.MkdirAll("log"))
+	a, err := fs.Create("log/000000", 4*disk.BlockSize)
+	must(t, err)
+	b, err := fs.Open("log/000000")
+	must(t, err)
+	must(t, b.Write([][]byte{disk.Alloc(disk.BlockSize)}, 0, false))
+	_, err = set.Add(inject.Rule{Site: inject.LogSync, Nth: 1, Effect: inject.Error, Errno: unix.EIO})
+	must(t, err)
+	wantErr(t, "the sync that fails", a.Sync(), unix.EIO)
+	must(t, a.Sync())
+	wantErr(t, "the other handle's sync", b.Sync(), unix.EIO)
+	must(t, b.Sync())
+	c, err := fs.Open("log/000000")
+	must(t, err)
+	must(t, c.Sync())
+}

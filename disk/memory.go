@@ -145,7 +145,7 @@ func (m *MemoryFS) Create(name string, sizeBytes int64) (File, error) {
 	data := newMemoryData(sizeBytes)
 	m.files[name] = data
 	m.used += sizeBytes
-	return &memoryFile{fs: m, name: name, data: data}, nil
+	return &memoryFile{fs: m, name: name, data: data, told: data.failures}, nil
 }
 
 // checkNew returns the error of making an entry with that name; needs mu.
@@ -189,7 +189,7 @@ func (m *MemoryFS) Open(name string) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &memoryFile{fs: m, name: name, data: data}, nil
+	return &memoryFile{fs: m, name: name, data: data, told: data.failures}, nil
 }
 
 // Remove implements FS. The space is free at once; handles go on working.

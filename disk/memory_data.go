@@ -26,6 +26,7 @@ type memoryData struct {
 	size     int64             // bytes
 	blocks   map[int64]content // what a read finds, by block number; absent: zeros
 	unsynced map[int64]unsynced
+	failures int // syncs that failed: each handle is told of them, once
 }
 
 func newMemoryData(size int64) *memoryData {
@@ -33,7 +34,7 @@ func newMemoryData(size int64) *memoryData {
 }
 
 func (d *memoryData) clone() *memoryData {
-	return &memoryData{size: d.size, blocks: maps.Clone(d.blocks), unsynced: maps.Clone(d.unsynced)}
+	return &memoryData{size: d.size, blocks: maps.Clone(d.blocks), unsynced: maps.Clone(d.unsynced), failures: d.failures}
 }
 
 // put stores a block.
@@ -102,6 +103,7 @@ func (d *memoryData) sync() {
 
 // lose is a sync that fails.
 func (d *memoryData) lose() {
+	d.failures++
 	for block, u := range d.unsynced {
 		u.lost = true
 		d.unsynced[block] = u

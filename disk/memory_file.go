@@ -3,6 +3,8 @@ package disk
 import (
 	"fmt"
 	"io/fs"
+
+	"golang.org/x/sys/unix"
 )
 
 // memoryFile is a handle of a MemoryFS.
@@ -11,6 +13,19 @@ type memoryFile struct {
 	name   string
 	data   *memoryData // guarded by fs.mu
 	closed bool        // guarded by fs.mu
+	told   int         // of the data's failures; guarded by fs.mu
+}
+
+// failed returns the error of a sync that failed since the handle was opened,
+// on whatever handle, unless this one was told already. That is what Linux does
+// (errseq_t): lanes that share a file have handles of their own and so each
+// learns that what it has written is lost. Needs fs.mu.
+func (f *memoryFile) failed() error {
+	if f.told == f.data.failures {
+		return nil
+	}
+	f.told = f.data.failures
+	return unix.EIO
 }
 
 // usable returns why the handle no longer works; needs fs.mu.
@@ -38,6 +53,11 @@ func (f *memoryFile) Write(bufs [][]byte, off int64, durable bool) error {
 	for _, b := range bufs {
 		f.data.write(b, off, durable)
 		off += int64(len(b))
+	}
+	if durable {
+		if err := f.failed(); err != nil {
+			return fmt.Errorf("write %s: an earlier sync: %w", f.name, err)
+		}
 	}
 	return nil
 }
@@ -68,6 +88,9 @@ func (f *memoryFile) Sync() error {
 		return fmt.Errorf("sync %s: %w", f.name, err)
 	}
 	f.data.sync()
+	if err := f.failed(); err != nil {
+		return fmt.Errorf("sync %s: an earlier one: %w", f.name, err)
+	}
 	return nil
 }
 
@@ -77,6 +100,7 @@ func (f *memoryFile) loseUnsynced() {
 	defer f.fs.mu.Unlock()
 	if f.usable() == nil { // after a crash the data is the successor's
 		f.data.lose()
+		f.told++ // by the error that this one gets now
 	}
 }
 
