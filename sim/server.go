@@ -1,0 +1,413 @@
+package sim
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"trivet/arena"
+	"trivet/cache"
+	"trivet/disk"
+	"trivet/inject"
+	"trivet/journal"
+	"trivet/meta"
+	"trivet/replica"
+	"trivet/shard"
+)
+
+// The times that the device uses.
+const (
+	failAfter  = 20 * time.Second
+	stallAfter = 4 * time.Second
+)
+
+// server is one life of the volume: what is lost when it ends.
+type server struct {
+	w          *world
+	group      *replica.Group
+	membership *replica.Membership
+	shards     []*shard.Shard
+	hosts      []*host
+	caches     []*cache.Cache
+	slots      []*slot // nil for one that does not take part
+	arena      *arena.Arena
+	held       *outlived
+	dropped    [journal.MaxSlots]bool
+}
+
+// host is the world of a shard.
+type host struct {
+	w      *world
+	shard  *shard.Shard
+	wake   time.Duration // 0: none
+	handed bool
+}
+
+func (h *host) Now() time.Duration      { return h.w.now }
+func (h *host) WakeAt(at time.Duration) { h.wake = at }
+func (h *host) HandOver()               { h.handed = true }
+func (h *host) tick()                   { h.wake = 0; h.shard.Tick() }
+func (h *host) run()                    { h.handed = false; h.shard.Run() }
+
+func (h *host) offer(n *next) {
+	if h.handed {
+		n.offer(h.w.now, h.run)
+	}
+	if h.wake != 0 {
+		n.offer(h.wake, h.tick)
+	}
+}
+
+// outlived is what a killed server has left in the arena; see package device.
+type outlived struct {
+	arena   *arena.Arena
+	records [][]arena.Recovered
+}
+
+func (o *outlived) Retired(s uint16) journal.LSN { return journal.LSN(o.arena.RetiredLSN(s)) }
+
+func (o *outlived) Last(s uint16) journal.LSN {
+	if n := len(o.records[s]); n > 0 {
+		return journal.LSN(o.records[s][n-1].Record.LSN)
+	}
+	return 0
+}
+
+// open opens the volume as package device does, without the slots that are
+// missing. On an error everything is released.
+func (w *world) open(missing int) (err error) {
+	s := &server{w: w}
+	w.srv = s
+	defer func() {
+		if err != nil {
+			w.srv = nil
+		}
+	}()
+	if err := s.openSlots(missing); err != nil {
+		return err
+	}
+	if err := s.activate(); err != nil {
+		return errors.Join(err, closeAll(s.group.Slots), w.closeArena())
+	}
+	return nil
+}
+
+func closeAll(slots []*replica.Slot) error {
+	var errs []error
+	for _, s := range slots {
+		if s != nil {
+			errs = append(errs, s.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (w *world) closeArena() error {
+	a := w.arena
+	w.arena = nil
+	if a == nil {
+		return nil
+	}
+	return a.Close()
+}
+
+func (s *server) openSlots(missing int) error {
+	w := s.w
+	for attempt := 0; ; attempt++ {
+		slots, absent := s.tryAll(missing)
+		if err := s.openArena(slots); err != nil {
+			return errors.Join(err, closeAll(slots), w.closeArena())
+		}
+		opt := replica.Options{CheckpointBytes: w.cfg.checkpointBytes, PageBudget: w.cfg.pageBudget, Log: w.note}
+		if s.held != nil {
+			opt.Arena = s.held
+		}
+		var err error
+		if s.group, err = replica.Recover(slots, absent, opt); err != nil {
+			return errors.Join(err, closeAll(slots), w.closeArena())
+		}
+		aside := s.unbelievable()
+		if attempt > 0 || len(aside) == 0 {
+			return nil
+		}
+		if err := errors.Join(closeAll(s.group.Slots), w.closeArena()); err != nil {
+			return err
+		}
+		for _, i := range aside {
+			if !w.legs[i].suspicious && !w.legs[i].making {
+				w.fail("slot %d is set aside, but nothing was done to it: %v", i, absent[i])
+			}
+			w.blank(i)
+			w.cover["slots set aside"]++
+		}
+	}
+}
+
+// unbelievable returns the slots whose own content is at fault.
+func (s *server) unbelievable() (slots []int) {
+	for i, err := range s.group.Absent {
+		for _, why := range []error{meta.ErrCorrupt, journal.ErrNotThis, journal.ErrDamaged, journal.ErrNoSuperblock} {
+			if errors.Is(err, why) {
+				slots = append(slots, i)
+				break
+			}
+		}
+	}
+	return slots
+}
+
+func (s *server) tryAll(missing int) ([]*replica.Slot, []error) {
+	slots, absent := make([]*replica.Slot, journal.MaxSlots), make([]error, journal.MaxSlots)
+	for i := range slots {
+		if i == missing {
+			absent[i] = errors.New("missing")
+			continue
+		}
+		slots[i], absent[i] = s.openSlot(i)
+	}
+	return slots, absent
+}
+
+func (s *server) openSlot(i int) (*replica.Slot, error) {
+	w := s.w
+	files := disk.Faulty(w.legs[i].disk, w.faults, i, disk.FaultyOptions{
+		Pause: func(a inject.Action) error { return nil },
+		Crash: func() { panic(killed{}) },
+	})
+	where := fmt.Sprintf("slot-%d", i)
+	rep, err := replica.ReadSlot(files, journal.SlotID(i), where)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := replica.CreateSlot(files, journal.SlotID(i), w.geometry); err != nil {
+			return nil, err
+		}
+		rep, err = replica.ReadSlot(files, journal.SlotID(i), where)
+	}
+	if err != nil {
+		return nil, err
+	}
+	rep.Attach(w.legs[i].store)
+	return rep, nil
+}
+
+// openArena opens the arena, and finds what outlived the last server.
+func (s *server) openArena(slots []*replica.Slot) (err error) {
+	w := s.w
+	opt := arena.Options{Volume: w.geometry.Volume, Dir: w.dir, SizeBytes: int64(w.cfg.arenaPages) * arena.PageSize, Shards: w.geometry.Shards}
+	if w.arena, err = arena.Open(opt); err != nil {
+		return err
+	}
+	s.held = nil
+	if s.arena = w.arena; s.arena.Created() {
+		return nil
+	}
+	records, err := s.arena.Recover()
+	if err != nil || len(records) == 0 {
+		return err
+	}
+	var started journal.Generation
+	for _, rep := range slots {
+		if rep != nil {
+			started = max(started, rep.Started())
+		}
+	}
+	if has := s.arena.Generation(); has < uint64(started) {
+		w.fail("the arena is of generation %d, %d was started", has, started)
+	}
+	s.held = &outlived{arena: s.arena, records: make([][]arena.Recovered, w.geometry.Shards)}
+	for _, r := range records {
+		if r.Err != nil {
+			w.fail("a record in the arena is damaged: %v", r.Err)
+		}
+		s.held.records[r.Record.Shard] = append(s.held.records[r.Record.Shard], r)
+	}
+	w.cover["records that outlived a kill"] += len(records)
+	return nil
+}
+
+// activate makes the shards and begins the generation.
+func (s *server) activate() error {
+	w, g := s.w, s.group
+	s.arena.SetGeneration(uint64(g.Generation))
+	if err := g.Start(); err != nil {
+		return err
+	}
+	live := make([]bool, g.Replicas)
+	s.slots = make([]*slot, g.Replicas)
+	slots := make([]shard.Slot, g.Replicas)
+	for i, rep := range g.Slots {
+		if rep == nil {
+			continue
+		}
+		s.slots[i] = &slot{w: w, id: i, rep: rep, lanes: make([][]operation, g.Shards)}
+		slots[i], live[i] = s.slots[i], true
+	}
+	s.checkRecovery()
+	s.membership = replica.NewMembership(live, g.Quorum())
+	for i := range g.Shards {
+		h := &host{w: w}
+		c := cache.New(disk.Alloc(w.cfg.cacheBytes))
+		h.shard = shard.New(shard.Config{
+			Index: uint16(i), Generation: g.Generation, Arena: s.arena, Cache: c,
+			Window: journal.NewWindow(g.Starts[i], s.arena.Pages()+1024, s.arena.Pages()),
+			Slots:  slots, Quorum: g.Quorum(), StallAfter: stallAfter, FailAfter: failAfter,
+			Faulted: s.faulted, Event: w.note,
+		}, g.Lanes[i], h)
+		s.hosts, s.shards, s.caches = append(s.hosts, h), append(s.shards, h.shard), append(s.caches, c)
+	}
+	if s.held != nil {
+		for i, records := range s.held.records {
+			s.shards[i].Adopt(records)
+		}
+	}
+	for _, h := range s.shards {
+		h.Tick()
+	}
+	s.repairRotten()
+	return nil
+}
+
+// checkRecovery fails when recovery has found fault with a healthy slot.
+func (s *server) checkRecovery() {
+	for shard, lanes := range s.group.Lanes {
+		for i, r := range lanes {
+			if r == nil || s.w.legs[i].suspicious {
+				continue
+			}
+			if r.Damage != nil || len(r.Rotten) > 0 {
+				s.w.fail("slot %d shard %d: %d blocks rotten, damage %v, but nothing was done to it", i, shard, len(r.Rotten), r.Damage)
+			}
+		}
+	}
+}
+
+// repairRotten reads what recovery found rotten, so that it is repaired.
+func (s *server) repairRotten() {
+	for i, lanes := range s.group.Lanes {
+		for slot, r := range lanes {
+			if r == nil {
+				continue
+			}
+			for _, rot := range r.Rotten {
+				s.shards[i].Submit(&shard.Part{Op: shard.Cache, LBA: rot.LBA, Length: journal.BlockSize, Prefer: slot + 1, Done: func(*shard.Part) {}})
+			}
+		}
+	}
+}
+
+// faulted is what a shard calls when a slot's lane was lost or stands still.
+func (s *server) faulted(id journal.SlotID, lost bool, err error) {
+	w := s.w
+	if !w.trouble[id] {
+		w.fail("slot %d is reported (lost %v), but nothing was done to it: %v", id, lost, err)
+	}
+	if !s.membership.Report(int(id), lost) {
+		return
+	}
+	w.trace("slot %d is dropped (lost %v): %v", id, lost, err)
+	w.cover["slots dropped"]++
+	s.dropped[id] = true
+	w.legs[id].stale = true
+	for _, sh := range s.shards {
+		sh.Drop(id, err)
+	}
+}
+
+// close ends a life as the device does. The clients are quiet.
+func (s *server) close() {
+	w := s.w
+	failed := 0
+	for _, sh := range s.shards {
+		sh.Submit(&shard.Part{Op: shard.Flush, Done: func(p *shard.Part) {
+			if p.Err != nil {
+				failed++
+			}
+		}})
+	}
+	w.drain()
+	if failed > 0 && !w.mayFail() {
+		w.fail("the last flush failed")
+	}
+	quiet := 0
+	for _, sh := range s.shards {
+		sh.Checkpoint(func() { quiet++ })
+	}
+	w.drainUntil(func() bool { return quiet == len(s.shards) }, "the shards are not quiet after a checkpoint")
+	for i, c := range s.caches {
+		if n := c.Detached(); n > 0 {
+			w.fail("shard %d: %d frames are out after the last request", i, n)
+		}
+	}
+	if failed == 0 {
+		if n := s.arena.Live(); n > 0 {
+			w.fail("%d pages are left in the arena after flush and checkpoint", n)
+		}
+		if err := s.arena.Discard(); err != nil {
+			w.fail("discard: %v", err)
+		}
+		w.arena = nil
+		w.model.closed()
+	}
+	for i, sh := range s.shards {
+		sh.Inspect(func(v *shard.View) { w.checkPins(i, v) })
+	}
+	if err := errors.Join(closeAll(s.group.Slots), w.closeArena()); err != nil {
+		w.fail("close: %v", err)
+	}
+	w.restartDisks(false)
+	w.srv = nil
+	w.cover["clean closes"]++
+}
+
+func (w *world) checkPins(i int, v *shard.View) {
+	for slot := range journal.MaxSlots {
+		if l, ok := v.Lane(slot); ok && l.Pins > 0 {
+			w.fail("shard %d slot %d: %d segments are pinned after the last request", i, slot, l.Pins)
+		}
+	}
+}
+
+// crash ends a life: a kill, or a power cut.
+func (w *world) crash(power bool) {
+	w.trace("crash, power cut %v", power)
+	w.faults.Clear()
+	if s := w.srv; s != nil {
+		for _, slot := range s.slots {
+			if slot != nil {
+				slot.halt()
+			}
+		}
+	}
+	w.srv = nil
+	if err := w.closeArena(); err != nil {
+		w.fail("%v", err)
+	}
+	for _, c := range w.clients {
+		c.inflight = 0
+	}
+	if power {
+		if err := os.Remove(w.dir + "/" + arena.FileName(w.geometry.Volume)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			w.fail("%v", err)
+		}
+		w.model.cut()
+		w.cover["power cuts"]++
+	} else {
+		w.model.kill()
+		w.cover["kills"]++
+	}
+	w.restartDisks(power)
+}
+
+// restartDisks gives the next server what the last has left.
+func (w *world) restartDisks(power bool) {
+	for _, leg := range w.legs {
+		if power {
+			leg.disk = leg.disk.Crash()
+		} else {
+			leg.disk = leg.disk.Kill()
+		}
+		leg.store = leg.store.Crash(w.rng.Uint64())
+	}
+	w.inflight = 0
+}
