@@ -12,7 +12,7 @@ func (l *Lane) append(now time.Duration) bool {
 		return false
 	}
 	switch {
-	case l.batchDue(now):
+	case l.batchDue(now) && l.hasRoom(): // without, what was written can still be synced
 		return l.cut(now)
 	case l.syncDue(now):
 		l.sync(now)

@@ -168,3 +168,33 @@ func TestFailedTooLate(t *testing.T) {
 		t.Fatalf("fault %v", err)
 	}
 }
+
+// TestNoSegment lets no new segment be had: what was written is made durable
+// all the same, and the lane waits without asking to be called at once.
+func TestNoSegment(t *testing.T) {
+	w := startWorld(t, smallWorld(1, 1))
+	l := w.lanes[0]
+	w.now = time.Second
+	w.add(KindWrite, 0, 6)
+	w.idle()
+	l.prepareErr = func() error { return syscall.ENOSPC }
+	w.lanes[0].lane.ready = nil
+	for i := range LBA(3) {
+		w.add(KindWrite, 10+6*i, 6)
+	}
+	for range 2 * batchDelay / time.Millisecond {
+		w.now += time.Millisecond
+		for w.pump(); w.run(); {
+		}
+	}
+	written := l.lane.Written()
+	l.lane.Want(w.window.Last())
+	for w.pump(); w.run(); {
+	}
+	if written < 2 || written == w.window.Last() || l.lane.Durable() != written {
+		t.Fatalf("%d of %d are written, %d durable", written, w.window.Last(), l.lane.Durable())
+	}
+	if l.wake <= w.now+1 {
+		t.Fatalf("asks to be called again at %v, it is %v", l.wake, w.now)
+	}
+}

@@ -102,7 +102,7 @@ func (l *testLane) runIO() *IO {
 	if io.Close {
 		io.Segment.File.Close()
 	}
-	if *trace {
+	if *events {
 		l.w.log("slot %d runs %s", l.id.Slot, describe(io))
 	}
 	return io

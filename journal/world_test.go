@@ -19,7 +19,7 @@ var more = flag.Uint64("more", 1, "run this many times as many seeds")
 // seeds returns how many seeds a test runs that usually takes n.
 func seeds(n uint64) uint64 { return max(n**more/fewer, 2) }
 
-var trace = flag.Bool("trace", false, "print what happened before a failure")
+var events = flag.Bool("events", false, "print what happened before a failure")
 
 // world is one shard with its lanes on simulated disks and stores, run by one
 // goroutine from one seed. It does what a shard and a slot do, as simply as
@@ -113,7 +113,7 @@ func joinLines(lines []string) (all string) {
 
 // log notes an event for the trace of a failed run.
 func (w *world) log(format string, args ...any) {
-	if *trace {
+	if *events {
 		w.trace = append(w.trace, fmt.Sprintf("%v ", w.now)+fmt.Sprintf(format, args...))
 	}
 }
@@ -212,6 +212,13 @@ func (w *world) idle() {
 		}
 		w.now = max(wake, w.now+1)
 		w.pump()
+	}
+	for _, l := range w.lanes {
+		if a := l.lane; a != nil {
+			w.t.Logf("slot %d at %v: wake %v, fault %v, batched %d planned %d written %d durable %d of %d, outstanding %d, ready %v, preparing %v, marks %v vouched %d named %d, not before %v, prepare after %v, load after %v, checkpoint %v not before %v",
+				l.id.Slot, w.now, l.wake, a.fault, a.batched, a.planned, a.written, a.durable, w.window.Last(), a.outstanding, a.ready != nil, a.preparing.busy,
+				w.marks.Durable, a.vouched, a.named, a.notBefore, a.prepareAfter, a.loadAfter, a.ckpt.active, a.ckpt.notBefore)
+		}
 	}
 	w.t.Fatal("the lanes never fall idle")
 }
