@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"runtime/debug"
 	"strings"
 
@@ -128,20 +127,4 @@ func plannedCommands() []*cobra.Command {
 		})
 	}
 	return commands
-}
-
-func newCheckCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "check DIR",
-		Short: "Verify every checksum and every map entry of a volume that is not served",
-		Long: `Reads the whole volume in DIR and verifies every checksum and every map entry.
-Nothing is changed. The exit status is 1 when something is wrong.`,
-		Args: wantArgs("DIR"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if info, err := os.Stat(args[0]); err != nil || !info.IsDir() {
-				return fmt.Errorf("check: %s is not a directory; give the one that 'trivet serve' was given", args[0])
-			}
-			return checkVolume(cmd.Context(), args[0], cmd.OutOrStdout())
-		},
-	}
 }

@@ -1,0 +1,181 @@
+package replica
+
+import (
+	"fmt"
+
+	"trivet/disk"
+	"trivet/journal"
+)
+
+// CheckReport is told what Check sees. Its functions are called one at a time.
+type CheckReport struct {
+	// Found: something is wrong in a slot. place names a file, a segment, a
+	// region or a block of the device.
+	Found func(slot int, place string, err error)
+	// Note: a slot is not what its peers are, which the next start repairs.
+	Note func(slot int, what string)
+	// Verified: that many more bytes of a slot's data were read.
+	Verified func(slot int, sizeBytes int64)
+}
+
+// Check verifies slots that nobody serves, each by itself and then against the
+// others, and changes nothing in them. slots has one entry for each replica,
+// nil for one that is not to be had. The slots stay the caller's; they must be
+// closed after it, and not be used for anything else.
+func Check(slots []*Slot, report CheckReport) error {
+	g := &Group{Slots: slots, Absent: make([]error, len(slots))}
+	if err := g.agree(); err != nil {
+		return err
+	}
+	c := &checker{Group: g, CheckReport: report, owner: make([]map[uint32]uint16, len(slots))}
+	g.Lanes = make([][]*journal.Recovery, g.Shards)
+	for shard := range g.Lanes {
+		g.Lanes[shard] = make([]*journal.Recovery, len(slots))
+	}
+	g.each(func(i int, s *Slot) {
+		c.superblock(i, s)
+		c.owner[i] = make(map[uint32]uint16)
+		if err := g.recoverSlot(i, s); err != nil {
+			c.Found(i, "slot", err)
+			for _, lanes := range g.Lanes {
+				lanes[i] = nil
+			}
+		}
+	})
+	c.vouch()
+	for shard := range g.Lanes {
+		c.shard(uint16(shard))
+	}
+	return nil
+}
+
+// checker is a group of slots that is looked at.
+type checker struct {
+	*Group
+	CheckReport
+	owner []map[uint32]uint16 // by slot: which shard's table holds a segment
+}
+
+// superblock verifies both copies, and that the slot takes part.
+func (c *checker) superblock(i int, s *Slot) {
+	block := disk.Alloc(journal.BlockSize)
+	for n := range int64(2) {
+		err := s.superFile.Read([][]byte{block}, n*journal.BlockSize)
+		if err == nil {
+			_, err = journal.DecodeSuperblock(block)
+		}
+		if err != nil {
+			c.Found(i, fmt.Sprintf("%s copy %d", journal.SuperblockFile, n), err)
+		}
+	}
+	newest := s.super.Started
+	c.each(func(_ int, peer *Slot) { newest = max(newest, peer.super.Started) })
+	switch {
+	case s.blank() && newest > 0:
+		c.Note(i, "is blank: the next start copies everything to it")
+	case s.super.Started < newest:
+		c.Note(i, fmt.Sprintf("last took part in generation %d, its peers in %d", s.super.Started, newest))
+	}
+}
+
+// vouch tells every lane what any lane of its shard knows to be durable there.
+func (c *checker) vouch() {
+	for shard, lanes := range c.Lanes {
+		for range lanes { // what a lane learns may vouch for another
+			for i, r := range lanes {
+				if r == nil {
+					continue
+				}
+				if err := r.Vouch(known(lanes, i)); err != nil {
+					c.Found(i, fmt.Sprintf("shard %d", shard), err)
+					lanes[i] = nil
+				}
+			}
+		}
+	}
+}
+
+// known returns the LSN up to which any of a shard's lanes knows slot i durable.
+func known(lanes []*journal.Recovery, i int) (lsn journal.LSN) {
+	for _, r := range lanes {
+		if r != nil {
+			lsn = max(lsn, r.Known[i])
+		}
+	}
+	return lsn
+}
+
+// shard verifies the lanes of one shard and compares those that are at the
+// same record.
+func (c *checker) shard(shard uint16) {
+	lanes := c.Lanes[shard]
+	checks := make([]*journal.Check, len(lanes))
+	for i, r := range lanes {
+		if r == nil {
+			continue
+		}
+		checks[i] = c.lane(shard, i)
+	}
+	all, best := c.standings(shard)
+	for i, r := range lanes {
+		if r == nil || i == best || checks[i] == nil || checks[best] == nil {
+			continue
+		}
+		if all[i] != all[best] {
+			c.Note(i, fmt.Sprintf("shard %d is at LSN %d, slot %d at %d: the next start brings them together", shard, all[i], best, all[best]))
+			continue
+		}
+		for _, g := range checks[i].Differs(checks[best]) {
+			c.Found(i, fmt.Sprintf("region %d", g), fmt.Errorf("other content than in slot %d, at the same LSN %d: %w", best, all[i], ErrMismatch))
+		}
+	}
+}
+
+// standings returns up to which LSN each lane of a shard counts, and the lane
+// that has the most.
+func (c *checker) standings(shard uint16) (all []journal.LSN, best int) {
+	lanes := c.Lanes[shard]
+	all, best = make([]journal.LSN, len(lanes)), -1
+	for i, r := range lanes {
+		if r == nil || c.Slots[i].blank() || r.Incomplete {
+			continue
+		}
+		all[i] = r.Stamp.LSN
+		for j, peer := range lanes {
+			if peer != nil && j != i && peer.Suspect[i] != 0 && c.Slots[j].super.Started >= c.Slots[i].super.Started {
+				all[i] = min(all[i], peer.Suspect[i]-1)
+			}
+		}
+		if best < 0 || all[i] > all[best] {
+			best = i
+		}
+	}
+	return all, max(best, 0)
+}
+
+// lane verifies one lane; nil when it could not be read to its end.
+func (c *checker) lane(shard uint16, i int) *journal.Check {
+	r := c.Lanes[shard][i]
+	if r.Damage != nil {
+		c.Found(i, fmt.Sprintf("shard %d", shard), r.Damage)
+	}
+	if r.Incomplete {
+		c.Note(i, fmt.Sprintf("shard %d is an unfinished copy: the next start finishes it", shard))
+	}
+	for _, segment := range r.Lane.SegmentsInUse() {
+		if other, taken := c.owner[i][segment]; taken {
+			c.Found(i, fmt.Sprintf("segment %d", segment), fmt.Errorf("it is in the tables of shards %d and %d: %w", other, shard, journal.ErrDamaged))
+		}
+		c.owner[i][segment] = shard
+	}
+	check := &journal.Check{
+		Of:       r,
+		Found:    func(place string, err error) { c.Found(i, fmt.Sprintf("shard %d %s", shard, place), err) },
+		Verified: func(sizeBytes int64) { c.Verified(i, sizeBytes) },
+	}
+	if err := check.Run(); err != nil {
+		c.Found(i, fmt.Sprintf("shard %d metadata", shard), err)
+		return nil
+	}
+	return check
+}
