@@ -59,9 +59,11 @@ type prepareTask struct {
 
 func (t prepareTask) run() { t.slot.RunPrepare(t.op) }
 
-// Prepare makes a segment ready on a worker.
+// Prepare makes a segment ready on a worker. Once submitted the operation is
+// the worker's, its error included; so it is with Load and Commit.
 func (e *Engine) Prepare(p *journal.Prepare) {
-	if p.Err = e.meta.submit(prepareTask{e.slot, p}); p.Err != nil {
+	if err := e.meta.submit(prepareTask{e.slot, p}); err != nil {
+		p.Err = err
 		p.Done()
 	}
 }
@@ -75,7 +77,8 @@ func (t loadTask) run() { t.slot.RunLoad(t.op) }
 
 // Load reads map pages on a worker.
 func (e *Engine) Load(l *journal.Load) {
-	if l.Err = e.meta.submit(loadTask{e.slot, l}); l.Err != nil {
+	if err := e.meta.submit(loadTask{e.slot, l}); err != nil {
+		l.Err = err
 		l.Done()
 	}
 }
@@ -89,7 +92,8 @@ func (t commitTask) run() { t.slot.RunCommit(t.op) }
 
 // Commit stores a checkpoint on a worker.
 func (e *Engine) Commit(c *journal.Commit) {
-	if c.Err = e.meta.submit(commitTask{e.slot, c}); c.Err != nil {
+	if err := e.meta.submit(commitTask{e.slot, c}); err != nil {
+		c.Err = err
 		c.Done()
 	}
 }
