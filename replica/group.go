@@ -257,10 +257,14 @@ func (g *Group) adopt(i int, s *Slot) error {
 // lifeMargin keeps lives apart from those of segments whose header was torn.
 const lifeMargin = 64
 
-// checkQuorum counts the slots that may be believed.
+// checkQuorum counts the slots that may be believed. A volume whose very first
+// start was cut short has slots that have promised a generation and never began
+// one. When those are so many that the others are no quorum, nothing was ever
+// served: a blank slot is asked for a promise only once a quorum was found, and
+// one that has lost its content has no promise either.
 func (g *Group) checkQuorum() error {
 	g.usable = make([]bool, len(g.Slots))
-	usable, blank := 0, 0
+	usable, blank, promised := 0, 0, 0
 	g.each(func(i int, s *Slot) {
 		g.usable[i] = !s.blank()
 		for shard := range g.Shards {
@@ -270,6 +274,9 @@ func (g *Group) checkQuorum() error {
 		}
 		if s.blank() {
 			blank++
+			if s.super.Promised > 0 {
+				promised++
+			}
 		}
 		if g.usable[i] {
 			usable++
@@ -278,6 +285,8 @@ func (g *Group) checkQuorum() error {
 	})
 	switch {
 	case usable >= g.Quorum(), blank == g.Replicas: // or a volume that was never started
+		return nil
+	case promised > g.Replicas-g.Quorum():
 		return nil
 	case g.opt.Survivor > 0 && g.usable[g.opt.Survivor-1]:
 		g.reportLag(g.opt.Survivor - 1)

@@ -46,6 +46,9 @@ func (g *Group) rank(shard uint16) (all []standing, best int) {
 			if peer == nil || j == i || !g.usable[j] || g.Slots[j].super.Started < g.started {
 				continue
 			}
+			if peer.Stamp.Generation < st.started {
+				continue // the slot was brought together since: what the peer noted is settled
+			}
 			if s := peer.Suspect[i]; s != 0 && s <= r.Stamp.LSN && (st.suspect == 0 || s < st.suspect) {
 				st.suspect = s
 			}
