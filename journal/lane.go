@@ -182,13 +182,26 @@ func (l *Lane) LastError() error { return l.lastErr }
 // Want asks for everything up to lsn to be made durable.
 func (l *Lane) Want(lsn LSN) { l.want = max(l.want, lsn) }
 
-// Oldest returns when the oldest operation under way was handed over, or 0.
+// Oldest returns when the oldest operation under way was handed over that
+// somebody may wait for, or 0: a segment that is being prepared counts only
+// once records have nowhere else to go.
 func (l *Lane) Oldest() time.Duration {
 	var oldest time.Duration
-	for i := range l.ops {
-		if op := &l.ops[i]; op.busy && (oldest == 0 || op.Issued < oldest) {
-			oldest = op.Issued
+	at := func(t time.Duration) {
+		if oldest == 0 || t < oldest {
+			oldest = t
 		}
+	}
+	for i := range l.ops {
+		if op := &l.ops[i]; op.busy {
+			at(op.Issued)
+		}
+	}
+	if l.loading.busy {
+		at(l.loading.issued)
+	}
+	if l.preparing.busy && l.pendingSince != 0 && !l.hasRoom() {
+		at(max(l.preparing.issued, l.pendingSince))
 	}
 	return oldest
 }
@@ -249,7 +262,7 @@ func (l *Lane) prepare(now time.Duration) {
 		return
 	}
 	p := &l.preparing
-	p.busy, p.Got, p.Err = true, nil, nil
+	p.busy, p.issued, p.Got, p.Err = true, now, nil, nil
 	p.Zero = l.syncAverage < smallSync
 	l.exec.Prepare(p)
 }
@@ -289,7 +302,7 @@ func (l *Lane) load(now time.Duration) {
 	for _, r := range op.regions {
 		op.Keys = append(op.Keys, pageKey(l.cfg.ID.Shard, r))
 	}
-	op.busy, op.Err = true, nil
+	op.busy, op.issued, op.Err = true, now, nil
 	l.exec.Load(op)
 }
 

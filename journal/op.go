@@ -109,7 +109,8 @@ type Prepare struct {
 	Err  error
 	Done func()
 
-	busy bool
+	busy   bool
+	issued time.Duration
 }
 
 // Load asks for the stored pages of regions.
@@ -122,6 +123,7 @@ type Load struct {
 
 	regions []Region
 	busy    bool
+	issued  time.Duration
 }
 
 // Pair is a key and value of a slot's metadata; a nil Value deletes.

@@ -39,7 +39,8 @@ type Config struct {
 
 // The policy of a shard.
 const (
-	// maxReads bounds the disk reads under way; more wait in the queue.
+	// maxReads bounds the disk reads under way on one slot; more wait in the
+	// queue. All slots together have twice as many.
 	maxReads = 64
 	// eagerWithin: when the last flush came this soon after small writes, the
 	// next small write is made durable at once, so that its flush only waits.
@@ -77,6 +78,7 @@ type core struct {
 	reading  partList // for a disk read under way
 	freeOps  []*readOp
 	readOps  []*readOp // all of them
+	out      [journal.MaxSlots]outstanding
 
 	stopped  error       // why nothing is written any more
 	atLeast  journal.LSN // what every flush must cover: the note of the last drop
@@ -131,7 +133,7 @@ func (c *core) attach(recovered []*journal.Recovery, connect func(apply func(tim
 		})
 		c.live[i] = true
 	}
-	for range maxReads {
+	for range 2 * maxReads {
 		op := &readOp{}
 		op.disk.Done = connect(func(time.Duration) { c.readDone(op) })
 		c.readOps = append(c.readOps, op)
@@ -236,6 +238,7 @@ func (c *core) settle() (wake time.Duration) {
 		at(c.supervise(journal.SlotID(i), l))
 	}
 	c.advance()
+	at(c.divertSlow())
 	c.wakeQueues()
 	at(c.expire())
 	return wake
@@ -270,6 +273,9 @@ func (c *core) supervise(slot journal.SlotID, l *journal.Lane) time.Duration {
 		return 0
 	}
 	oldest := l.Oldest()
+	if o := &c.out[slot]; o.strays > 0 && (oldest == 0 || o.strayed < oldest) {
+		oldest = o.strayed
+	}
 	if oldest == 0 {
 		return 0
 	}
@@ -292,10 +298,14 @@ func (c *core) stallBudget() time.Duration {
 
 func (c *core) arenaLow() bool { return c.cfg.Arena.FreePages() < c.cfg.Arena.Pages()/4 }
 
-// wakeQueues lets parts go on that waited for a map page or a free read.
+// wakeQueues lets parts go on that waited for a free read, up to the first one
+// that finds none.
 func (c *core) wakeQueues() {
 	for n := c.queued.len; n > 0 && len(c.freeOps) > 0; n-- {
-		c.handle(c.queued.pop())
+		p := c.queued.pop()
+		if c.handle(p); p.queue == &c.queued {
+			return
+		}
 	}
 }
 
@@ -323,7 +333,7 @@ func (c *core) expire() (next time.Duration) {
 // stays where it is until its system call has returned.
 func (c *core) abandon(p *Part) {
 	if p.op != nil {
-		p.op.part = nil
+		c.stray(p.op)
 		p.op = nil
 	}
 	if p.Op == Write && p.target == 0 {

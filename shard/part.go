@@ -70,7 +70,9 @@ type Part struct {
 	older  *Part
 	newer  *Part
 	target journal.LSN   // durable before it completes
-	since  time.Duration // when it began to wait for that
+	since  time.Duration // when it began to wait for that, or for a map page
+	stuck  int           // slot plus one whose map page it waits for since then
+	avoid  uint8         // slots that have let it wait for too long, one bit each
 	merged uint8         // bit 0, 1: first and last block were completed from older data
 	op     *readOp       // the disk read it waits for
 }

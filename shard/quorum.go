@@ -171,6 +171,7 @@ func (c *core) drop(slot journal.SlotID, why error) {
 	c.lanes[slot].Abandon(why)
 	c.marks.Suspect[slot] = c.lanes[slot].Durable() + 1
 	c.choosePrimary()
+	c.leave(int(slot))
 	live := 0
 	for _, ok := range c.live {
 		if ok {
@@ -186,7 +187,6 @@ func (c *core) drop(slot journal.SlotID, why error) {
 		p.target = max(p.target, c.atLeast)
 	}
 	c.wantDurable(c.atLeast)
-	c.retryUnmapped()
 }
 
 // stop fails whatever needs a quorum, from now on and in the same way for

@@ -2,6 +2,7 @@ package shard
 
 import (
 	"fmt"
+	"time"
 
 	"trivet/arena"
 	"trivet/cache"
@@ -15,6 +16,9 @@ type readOp struct {
 	disk   journal.Read
 	part   *Part // nil once the part gave up
 	slot   int
+	since  time.Duration
+	stray  bool  // it takes too long, and nobody waits for it any more
+	frames int   // that it holds
 	tried  uint8 // bit mask of slots that were asked
 	base   bool  // for a write that needs what the block holds
 	blocks [MaxPartBlocks]missing
@@ -37,7 +41,7 @@ type missing struct {
 func (c *core) read(p *Part) {
 	slot := c.readSlot(p)
 	if !c.mapped(p, slot) {
-		c.unmapped.push(p)
+		c.awaitPage(p, slot)
 		return
 	}
 	op := c.newReadOp(p, slot)
@@ -56,14 +60,6 @@ func (c *core) read(p *Part) {
 		return
 	}
 	c.start(op)
-}
-
-// readSlot returns the slot that the part is read from first.
-func (c *core) readSlot(p *Part) int {
-	if s := p.Prefer - 1; s >= 0 && s < len(c.lanes) && c.live[s] {
-		return s
-	}
-	return c.primary
 }
 
 // mapped tells whether every block of the part that is not in memory is known
@@ -143,7 +139,7 @@ func (p *Part) place(i int, content []byte) {
 // newReadOp takes a free operation, or returns nil.
 func (c *core) newReadOp(p *Part, slot int) *readOp {
 	n := len(c.freeOps)
-	if n == 0 {
+	if n == 0 || c.out[slot].reads >= maxReads {
 		return nil
 	}
 	op := c.freeOps[n-1]
@@ -158,8 +154,8 @@ func (op *readOp) add(m missing) {
 }
 
 // fetchBase reads one block into the cache for a write that covers it in part.
-func (c *core) fetchBase(p *Part, lba journal.LBA, e journal.Entry) {
-	op := c.newReadOp(p, c.primary)
+func (c *core) fetchBase(p *Part, slot int, lba journal.LBA, e journal.Entry) {
+	op := c.newReadOp(p, slot)
 	if op == nil {
 		c.queued.push(p)
 		return
@@ -174,6 +170,10 @@ func (c *core) start(op *readOp) {
 	op.tried |= 1 << op.slot
 	l := c.lanes[op.slot]
 	op.disk.Slot, op.disk.Blocks = journal.SlotID(op.slot), op.dst[:0]
+	if o := &c.out[op.slot]; o.frames > 0 && o.frames+op.n > c.cfg.Cache.Cap()/2 {
+		c.giveUp(op, 0)
+		return
+	}
 	for i := range op.n {
 		m := &op.blocks[i]
 		frame, ok := c.cfg.Cache.Detach()
@@ -189,6 +189,7 @@ func (c *core) start(op *readOp) {
 	}
 	op.part.op = op
 	c.reading.push(op.part)
+	c.left(op)
 	c.cfg.Slots[op.slot].Read(&op.disk)
 }
 
@@ -211,6 +212,7 @@ func (c *core) giveUp(op *readOp, got int) {
 func (c *core) readDone(op *readOp) {
 	p := op.part
 	l := c.lanes[op.slot]
+	c.returned(op)
 	if p != nil {
 		p.op = nil
 		p.queue.remove(p)
@@ -291,7 +293,7 @@ func (c *core) retry(op *readOp) {
 		if !ok { // the map page has to be loaded: begin anew
 			op.part = nil
 			c.freeOps = append(c.freeOps, op)
-			c.unmapped.push(p)
+			c.awaitPage(p, op.slot)
 			return
 		}
 		if resolved {
@@ -346,7 +348,8 @@ func (c *core) relocate(op *readOp, m missing) (e journal.Entry, resolved, ok bo
 
 // status describes the part's blocks.
 func (c *core) status(p *Part) {
-	l := c.lanes[c.primary]
+	slot := c.readSlot(p)
+	l := c.lanes[slot]
 	region := c.pending.lookup(p.LBA.Region())
 	p.Extents = p.Extents[:0]
 	for i := range p.blocks() {
@@ -360,7 +363,7 @@ func (c *core) status(p *Part) {
 		}
 		e, known := l.Lookup(lba)
 		if !known {
-			c.unmapped.push(p)
+			c.awaitPage(p, slot)
 			return
 		}
 		p.addExtent(1, e.Content)

@@ -96,7 +96,7 @@ func (s *Shard) connect(apply func(now time.Duration)) (done func()) {
 // returns.
 func (s *Shard) Submit(p *Part) {
 	p.event.part = p
-	p.target, p.merged, p.op = 0, 0, nil
+	p.target, p.merged, p.op, p.avoid, p.stuck = 0, 0, nil, 0, 0
 	s.enter(&p.event)
 }
 

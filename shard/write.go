@@ -113,15 +113,16 @@ func (c *core) base(p *Part, lba journal.LBA) (content []byte, ok bool) {
 	if b, hit := c.cfg.Cache.Lookup(uint64(lba)); hit {
 		return b, true
 	}
-	e, known := c.lanes[c.primary].Lookup(lba)
+	slot := c.readSlot(p)
+	e, known := c.lanes[slot].Lookup(lba)
 	switch {
 	case !known:
-		c.unmapped.push(p)
+		c.awaitPage(p, slot)
 		return nil, false
 	case e.Content != journal.Data:
 		return nil, true
 	}
-	c.fetchBase(p, lba, e)
+	c.fetchBase(p, slot, lba, e)
 	return nil, false
 }
 

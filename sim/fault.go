@@ -119,7 +119,7 @@ func (w *world) add(victim int, text string) {
 
 // planHang lets nothing return from a slot for a while.
 func (w *world) planHang(victim int) {
-	lasts := time.Duration(w.rng.IntN(15000)) * time.Millisecond
+	lasts := time.Duration(w.rng.IntN(40000)) * time.Millisecond
 	w.at(w.rng.IntN(w.cfg.steps), func() {
 		if s := w.srv.slots[victim]; s != nil {
 			s.hung = w.now + lasts

@@ -112,7 +112,7 @@ func Run(seed uint64, opt Options) (cover Coverage, err error) {
 func newWorld(seed uint64, opt Options) *world {
 	w := &world{opt: opt, rng: rand.New(rand.NewPCG(seed, 0x73696d)), now: time.Second, dir: opt.Dir, cover: make(Coverage)}
 	w.cfg = config{
-		regions: 2 + w.rng.IntN(60), arenaPages: 192 + 64*w.rng.IntN(4), cacheBytes: (72 + w.rng.IntN(60)) * 4200,
+		regions: 2 + w.rng.IntN(60), arenaPages: 192 + 64*w.rng.IntN(4), cacheBytes: (136 + w.rng.IntN(100)) * 4200,
 		checkpointBytes: int64(40+w.rng.IntN(600)) * journal.BlockSize, pageBudget: 16 + w.rng.IntN(8),
 		lives: 3 + w.rng.IntN(3), steps: 100 + w.rng.IntN(500), large: w.rng.IntN(30), slow: w.rng.IntN(8),
 	}
