@@ -19,7 +19,7 @@ const rawName = "raw disk"
 // settle is how long a fresh server is left alone before it counts as idle,
 // and watch is how long it is watched then.
 const (
-	settle = 3 * time.Second
+	settle = 20 * time.Second
 	watch  = 5 * time.Second
 )
 

@@ -9,17 +9,7 @@ import (
 // RunIO carries out an append, a sync or a close.
 func (s *Slot) RunIO(io *journal.IO) {
 	f := io.Segment.File
-	switch {
-	case len(io.Bufs) > 0:
-		if io.Zero > 0 {
-			io.Err = f.Zero(io.Offset, io.Zero)
-		}
-		if io.Err == nil {
-			io.Err = f.Write(io.Bufs, io.Offset, io.Durable)
-		}
-	case io.Durable:
-		io.Err = f.Sync()
-	}
+	io.Execute()
 	if io.Err != nil {
 		io.Err = fmt.Errorf("slot %d segment %d: %w", s.ID, io.Segment.Index, io.Err)
 	}

@@ -141,7 +141,7 @@ func (s *Slot) scan() ([]journal.Header, error) {
 		return nil, fmt.Errorf("slot %d: %w", s.ID, err)
 	}
 	var headers []journal.Header
-	block := disk.Alloc(journal.BlockSize)
+	block := disk.Alloc(2 * journal.BlockSize)
 	for segment := range s.pool.segments() {
 		if err := s.ReadSegment(segment, block, 0); err != nil {
 			return nil, err
