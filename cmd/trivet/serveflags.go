@@ -14,6 +14,8 @@ import (
 	"unicode"
 
 	"github.com/spf13/pflag"
+
+	"trivet/journal"
 )
 
 // The limits of what serve accepts.
@@ -41,6 +43,7 @@ type serveFlags struct {
 	control      string
 	arena        string
 	name         string
+	survivor     string
 	logLevel     string
 }
 
@@ -59,10 +62,12 @@ func (f *serveFlags) register(set *pflag.FlagSet) {
 	set.Var(&f.memory, "memory", "memory for payloads and the block cache (default 256M)")
 	set.Var(&f.deadline, "deadline", "time after which a request fails rather than waits")
 	set.StringVar(&f.name, "name", "", "name of the export, besides the empty one (default: DIR's name)")
+	set.StringVar(&f.survivor, "survivor", "", "open the volume with this slot alone, although too few slots are\n"+
+		"usable or records are missing; says how far it may lag")
 	set.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	for flag, word := range map[string]string{
 		"listen": "URI", "slot": "ID=DIR", "control": "PATH",
-		"arena": "DIR", "name": "NAME", "log-level": "LEVEL",
+		"arena": "DIR", "name": "NAME", "survivor": "ID", "log-level": "LEVEL",
 	} {
 		nameValue(set, flag, word)
 	}
@@ -100,7 +105,7 @@ func (f *serveFlags) plan(dir string) (p servePlan, err error) {
 		return p, err
 	}
 	for _, step := range []func(*servePlan) error{
-		f.planSize, f.planShape, f.planSlots, f.planListeners, f.planArena, f.planLimits, f.planName, f.planLog,
+		f.planSize, f.planShape, f.planSlots, f.planSurvivor, f.planListeners, f.planArena, f.planLimits, f.planName, f.planLog,
 	} {
 		if err := step(&p); err != nil {
 			return p, err
@@ -172,6 +177,18 @@ func (f *serveFlags) planSlots(p *servePlan) error {
 		}
 	}
 	return distinctSlots(p.volume, count)
+}
+
+func (f *serveFlags) planSurvivor(p *servePlan) error {
+	if f.survivor == "" {
+		return nil
+	}
+	id, err := strconv.Atoi(f.survivor)
+	if err != nil || id < 0 || id >= journal.MaxSlots {
+		return fmt.Errorf("--survivor %q: write the ID of the slot that is left, 0 to %d", f.survivor, journal.MaxSlots-1)
+	}
+	p.volume.Survivor = id + 1
+	return nil
 }
 
 // distinctSlots refuses two slots in one place, which would be no replicas.

@@ -115,6 +115,7 @@ func slotStatus(s device.SlotSnapshot, errs []device.ErrorCount) control.Slot {
 	}
 	if !s.Live {
 		out.State = control.Faulted
+		out.BacklogBytes, out.DurableLagBytes = 0, 0 // it gets nothing any more
 		if s.Reason != nil {
 			out.Reason = s.Reason.Error()
 		}

@@ -182,13 +182,16 @@ func slotLines(s control.Status) []string {
 	return lines
 }
 
+// arenaOutlives is the kind of arena of which nothing needs to be said.
+const arenaOutlives = "tmpfs"
+
 func memoryLine(s control.Status) string {
 	line := fmt.Sprintf("memory    cache %s of %s", formatSize(s.Cache.UsedBytes), formatSize(s.Cache.SizeBytes))
 	if lookups := s.Counters.CacheHits + s.Counters.CacheMisses; lookups > 0 {
 		line += fmt.Sprintf(" (%.0f%% hits)", 100*float64(s.Counters.CacheHits)/float64(lookups))
 	}
 	line += fmt.Sprintf(", arena %s free of %s, %s", formatSize(s.Arena.FreeBytes), formatSize(s.Arena.SizeBytes), s.Arena.Kind)
-	if s.Arena.Note != "" {
+	if s.Arena.Note != "" && s.Arena.Kind != arenaOutlives {
 		line += " (" + s.Arena.Note + ")"
 	}
 	return line
