@@ -116,6 +116,7 @@ func slotStatus(s device.SlotSnapshot, errs []device.ErrorCount) control.Slot {
 	if !s.Live {
 		out.State = control.Faulted
 		out.BacklogBytes, out.DurableLagBytes = 0, 0 // it gets nothing any more
+		out.Reason = "it was dropped; 'trivet events' says why"
 		if s.Reason != nil {
 			out.Reason = s.Reason.Error()
 		}
