@@ -10,8 +10,9 @@ import (
 // The bounds of a slot's goroutines.
 const (
 	readWorkers = 32 // blocking reads at a time
-	readPieces  = 8  // tasks that one read operation is split into, at most
-	ioQueue     = 8  // operations of a lane; more than it ever has under way
+	// readOperations is the most that one shard has under way.
+	readOperations = 64
+	ioQueue        = 8 // operations of a lane; more than it ever has under way
 )
 
 // Engine carries out a slot's operations on goroutines: one for each lane's
@@ -20,7 +21,7 @@ const (
 type Engine struct {
 	slot  *Slot
 	lanes []chan *journal.IO // by shard; closed by Close
-	reads *workers
+	reads *reads
 	meta  *workers
 	done  sync.WaitGroup
 }
@@ -28,7 +29,7 @@ type Engine struct {
 // StartEngine starts a slot's goroutines.
 func StartEngine(s *Slot) *Engine {
 	shards := int(s.super.Shards)
-	e := &Engine{slot: s, reads: newWorkers(readWorkers), meta: newWorkers(min(3*shards, 16))}
+	e := &Engine{slot: s, reads: startReads(s, shards*readOperations), meta: newWorkers(min(3*shards, 16))}
 	for range shards {
 		lane := make(chan *journal.IO, ioQueue)
 		e.lanes = append(e.lanes, lane)
@@ -110,45 +111,32 @@ type readTask struct {
 }
 
 func (t *readTask) run() {
+	t.slot.readBlocks(t.read.Blocks[t.from:t.to])
+	t.finish()
+}
+
+var readTasks = sync.Pool{New: func() any { return new(readTask) }}
+
+// finish reports a piece that was read.
+func (t *readTask) finish() {
 	r := t.read
-	t.slot.readBlocks(r.Blocks[t.from:t.to])
+	*t = readTask{}
 	readTasks.Put(t)
 	if r.Pending.Add(-1) == 0 {
 		r.Done()
 	}
 }
 
-var readTasks = sync.Pool{New: func() any { return new(readTask) }}
-
-// Read reads blocks on the pool. Blocks that are scattered over the log are
-// read by several workers at once.
-func (e *Engine) Read(r *journal.Read) {
-	runs := 1
-	for i := 1; i < len(r.Blocks); i++ {
-		if !adjacent(r.Blocks[i-1].Entry, r.Blocks[i].Entry) {
-			runs++
-		}
-	}
-	pieces := min(runs, readPieces)
-	r.Pending.Store(int32(pieces))
-	n := len(r.Blocks)
-	for i := range pieces {
-		t := readTasks.Get().(*readTask)
-		*t = readTask{slot: e.slot, read: r, from: i * n / pieces, to: (i + 1) * n / pieces}
-		if err := e.reads.submit(t); err != nil {
-			t.fail(err)
-		}
-	}
-}
+// Read reads blocks of the slot's log. Blocks that are scattered over it are
+// read at the same time.
+func (e *Engine) Read(r *journal.Read) { e.reads.read(r) }
 
 // fail reports a piece that could not be started.
 func (t *readTask) fail(err error) {
 	for i := t.from; i < t.to; i++ {
 		t.read.Blocks[i].Err = err
 	}
-	if t.read.Pending.Add(-1) == 0 {
-		t.read.Done()
-	}
+	t.finish()
 }
 
 // Close joins the goroutines, waiting for what is under way at most for the
