@@ -33,24 +33,26 @@ const MaxAsyncBuffers = 64
 
 // iocb is the kernel's struct iocb of linux/aio_abi.h on little-endian.
 type iocb struct {
-	data      uint64
-	key       uint32
-	flags     int32
-	opcode    uint16
-	priority  int16
-	fd        uint32
-	buffer    uint64
-	bytes     uint64
-	offset    int64
-	reserved  uint64
-	moreFlags uint32
-	eventfd   uint32
+	data   uint64
+	_      uint32 // key: the kernel's
+	_      int32  // RWF_ flags
+	opcode uint16
+	_      int16 // priority
+	fd     uint32
+	buffer uint64 // of the I/O vector
+	bytes  uint64 // its length, in buffers
+	offset int64
+	_      uint64 // reserved
+	_      uint32 // flags
+	_      uint32 // eventfd
 }
 
 // ioEvent is the kernel's struct io_event.
 type ioEvent struct {
-	data, object    uint64
-	result, result2 int64
+	data   uint64
+	_      uint64 // address of the iocb
+	result int64
+	_      int64
 }
 
 const opPreadv = 7
