@@ -80,6 +80,9 @@ type core struct {
 	readOps  []*readOp // all of them
 	out      [journal.MaxSlots]outstanding
 
+	soonest time.Duration // no part has an earlier deadline; 0: none has any
+	halted  bool          // quiet and closing: nothing is done any more
+
 	stopped  error       // why nothing is written any more
 	atLeast  journal.LSN // what every flush must cover: the note of the last drop
 	reported [journal.MaxSlots]bool
@@ -158,6 +161,9 @@ func (c *core) begin(p *Part) {
 	if p.Deadline == 0 {
 		p.Deadline = c.now + c.cfg.FailAfter
 	}
+	if c.soonest == 0 || p.Deadline < c.soonest {
+		c.soonest = p.Deadline
+	}
 	switch p.Op {
 	case Read:
 		c.counters.Reads++
@@ -214,6 +220,9 @@ func (c *core) finish(p *Part, err error) {
 // released, and who waited for it completes. It returns when it wants to run
 // again even if nothing happens, or 0.
 func (c *core) settle() (wake time.Duration) {
+	if c.halted {
+		return 0
+	}
 	at := func(t time.Duration) {
 		if t != 0 && (wake == 0 || t < wake) {
 			wake = max(t, c.now+1)
@@ -317,16 +326,25 @@ func (c *core) retryUnmapped() {
 }
 
 // expire fails the parts whose deadline has passed and returns the next one.
+// The lists are looked through only when some part's deadline may have passed.
 func (c *core) expire() (next time.Duration) {
+	if c.soonest == 0 || c.now < c.soonest {
+		return c.soonest
+	}
+	c.soonest = 0
 	for _, l := range [...]*partList{&c.waiting, &c.unmapped, &c.queued, &c.reading} {
-		for p := l.oldest; p != nil && p.Deadline <= c.now; p = l.oldest {
-			c.abandon(p)
-		}
-		if p := l.oldest; p != nil && (next == 0 || p.Deadline < next) {
-			next = p.Deadline
+		for p := l.oldest; p != nil; {
+			newer := p.newer
+			switch {
+			case p.Deadline <= c.now:
+				c.abandon(p)
+			case c.soonest == 0 || p.Deadline < c.soonest:
+				c.soonest = p.Deadline
+			}
+			p = newer
 		}
 	}
-	return next
+	return c.soonest
 }
 
 // abandon fails a part at its deadline. What the kernel may still write to
@@ -336,8 +354,13 @@ func (c *core) abandon(p *Part) {
 		c.stray(p.op)
 		p.op = nil
 	}
+	c.refuse(p, ErrDeadline)
+}
+
+// refuse fails a part, and frees the payload of a write that was not logged.
+func (c *core) refuse(p *Part, err error) {
 	if p.Op == Write && p.target == 0 {
 		c.cfg.Arena.Free(p.Pages[:p.blocks()]...)
 	}
-	c.finish(p, ErrDeadline)
+	c.finish(p, err)
 }

@@ -192,7 +192,9 @@ func (c *core) drop(slot journal.SlotID, why error) {
 // stop fails whatever needs a quorum, from now on and in the same way for
 // everybody. Reads are still served: a live slot is current.
 func (c *core) stop(why error) {
-	c.stopped = fmt.Errorf("%w: %w", errDropped, why)
+	if c.stopped == nil { // the same error for everybody, whatever follows
+		c.stopped = fmt.Errorf("%w: %w", errDropped, why)
+	}
 	for p := c.waiting.oldest; p != nil; p = c.waiting.oldest {
 		c.finish(p, c.stopped)
 	}

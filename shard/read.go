@@ -282,7 +282,7 @@ func (c *core) retry(op *readOp) {
 	if next < 0 {
 		op.part = nil
 		c.freeOps = append(c.freeOps, op)
-		c.finish(p, ErrIO)
+		c.refuse(p, ErrIO)
 		return
 	}
 	op.slot = next

@@ -113,7 +113,8 @@ func (s *Shard) Drop(slot journal.SlotID, why error) {
 }
 
 // Checkpoint stores the map of every live lane and calls fn when nothing is
-// under way any more. No part may be submitted until then.
+// under way any more. The shard then does nothing more than to be inspected:
+// what it works with may be closed. No part may be submitted from this call on.
 func (s *Shard) Checkpoint(fn func()) {
 	s.enter(&event{apply: func(time.Duration) { s.core.checkpoint(fn) }})
 }
@@ -209,7 +210,7 @@ func (s *Shard) take() *event {
 // takeQuiet returns who waits for the shard to be quiet, if it is.
 func (c *core) takeQuiet() (fns []func()) {
 	if len(c.quiet) > 0 && c.isQuiet() {
-		fns, c.quiet = c.quiet, nil
+		fns, c.quiet, c.halted = c.quiet, nil, true
 	}
 	return fns
 }

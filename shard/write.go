@@ -11,8 +11,7 @@ import (
 // that it covers in part is first completed with what the block holds now.
 func (c *core) write(p *Part) {
 	if c.stopped != nil {
-		c.cfg.Arena.Free(p.Pages[:p.blocks()]...)
-		c.finish(p, c.stopped)
+		c.refuse(p, c.stopped)
 		return
 	}
 	if !c.complete(p) {
