@@ -54,6 +54,7 @@ type Device struct {
 	door     door
 	parts    sync.Pool // *part
 	inflight atomic.Int64
+	stopped  atomic.Pointer[error] // why nothing is written any more; set once
 	closing  atomic.Bool
 	drained  chan struct{} // capacity 1: inflight fell to zero while closing
 }
@@ -86,6 +87,9 @@ func (d *Device) exit() {
 	}
 }
 
+// now is the shards' clock.
+func (d *Device) now() time.Duration { return time.Since(d.epoch) + 1 }
+
 // slotFaulted decides what becomes of a slot whose lane was lost or stands
 // still, and tells every shard.
 func (d *Device) slotFaulted(slot int, lost bool, err error) {
@@ -96,6 +100,11 @@ func (d *Device) slotFaulted(slot int, lost bool, err error) {
 		return
 	}
 	d.events.note(slot, "slot is faulted: it is resynchronised when the volume is opened again", err)
+	if d.membership.Count() < d.group.Quorum() {
+		stopped := fmt.Errorf("%w: slot %d: %w", shard.ErrStopped, slot, err)
+		d.stopped.CompareAndSwap(nil, &stopped)
+		d.door.notify()
+	}
 	for _, s := range d.shards {
 		s.Drop(slotID(slot), err)
 	}

@@ -3,6 +3,7 @@ package device
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,7 +19,6 @@ var errDoor = errors.New("no room in the arena")
 // room pass. Its goroutine runs only while somebody waits.
 type door struct {
 	device *Device
-	wait   time.Duration // after which a parked part fails
 
 	waiting atomic.Int32 // parked parts; while there are any, nobody overtakes
 	mu      sync.Mutex   // guards queue and stopped
@@ -31,7 +31,6 @@ type door struct {
 type parked struct {
 	part  *part
 	pages int
-	until time.Time
 }
 
 func (o *door) closed() bool { return o.waiting.Load() > 0 }
@@ -40,7 +39,7 @@ func (o *door) closed() bool { return o.waiting.Load() > 0 }
 func (o *door) park(p *part, pages int) {
 	o.mu.Lock()
 	o.waiting.Add(1)
-	o.queue = append(o.queue, parked{p, pages, time.Now().Add(o.wait)})
+	o.queue = append(o.queue, parked{p, pages})
 	o.mu.Unlock()
 	o.notify()
 }
@@ -77,8 +76,8 @@ func (o *door) start() {
 	})
 }
 
-// serve lets in whom there is room for. It returns when the oldest one left
-// has to be refused.
+// serve lets in whom there is room for, and refuses who cannot wait any longer.
+// It returns when the next one has to be refused.
 func (o *door) serve() (next time.Duration, stop bool) {
 	for {
 		o.mu.Lock()
@@ -87,19 +86,18 @@ func (o *door) serve() (next time.Duration, stop bool) {
 			o.mu.Unlock()
 			return 0, stop
 		}
-		head := o.queue[0]
-		late := time.Until(head.until)
-		room := o.device.arena.Alloc(head.pages, head.part.Pages[:head.pages])
-		if !room && late > 0 {
+		i, err := o.choose()
+		if i < 0 {
+			next = o.soonest()
 			o.mu.Unlock()
-			return late, false
+			return next, false
 		}
-		o.queue = o.queue[1:]
+		p := o.queue[i].part
+		o.queue = slices.Delete(o.queue, i, i+1)
 		o.waiting.Add(-1)
 		o.mu.Unlock()
-		p := head.part
-		if !room {
-			p.Err = fmt.Errorf("%w after %v: %w", errDoor, o.wait, ErrNoSpace)
+		if err != nil {
+			p.Err = err
 			p.done()
 			continue
 		}
@@ -108,6 +106,35 @@ func (o *door) serve() (next time.Duration, stop bool) {
 		}
 		o.device.shardOfPart(p).Submit(&p.Part)
 	}
+}
+
+// choose returns whose turn it is, -1 for nobody's: the first for whom the
+// device has stopped or whose deadline has passed, with the error; else the
+// head of the queue once it has got its pages. It needs mu.
+func (o *door) choose() (i int, err error) {
+	if stopped := o.device.stopped.Load(); stopped != nil {
+		return 0, *stopped
+	}
+	now := o.device.now()
+	for i, q := range o.queue {
+		if q.part.Deadline <= now {
+			return i, fmt.Errorf("%w: %w", shard.ErrDeadline, errDoor)
+		}
+	}
+	head := o.queue[0]
+	if o.device.arena.Alloc(head.pages, head.part.Pages[:head.pages]) {
+		return 0, nil
+	}
+	return -1, nil
+}
+
+// soonest returns the time until the next deadline in the queue. It needs mu.
+func (o *door) soonest() time.Duration {
+	least := o.queue[0].part.Deadline
+	for _, q := range o.queue {
+		least = min(least, q.part.Deadline)
+	}
+	return max(least-o.device.now(), 1)
 }
 
 // close ends the goroutine once the queue is empty.

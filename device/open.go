@@ -364,7 +364,7 @@ func (d *Device) activate() error {
 		}
 	}
 	d.membership = replica.NewMembership(live, g.Quorum())
-	d.door = door{device: d, wait: d.opt.Deadline}
+	d.door = door{device: d}
 	d.door.start()
 	for i := range g.Shards {
 		host := shard.NewSystemHost(d.epoch)

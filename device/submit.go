@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"trivet/journal"
 	"trivet/shard"
@@ -15,11 +16,12 @@ const maxRound = 64
 // state is the device's part of a request.
 type state struct {
 	device  *Device
-	next    uint64       // first byte that no part covers yet
-	end     uint64       // first byte behind the request
-	pending atomic.Int32 // parts of this round under way, plus one while it is being submitted
-	parts   []*part      // of this round, in order; kept for its memory
-	one     [1]*part     // the usual case needs no other memory
+	until   time.Duration // deadline of the whole request, on the shards' clock
+	next    uint64        // first byte that no part covers yet
+	end     uint64        // first byte behind the request
+	pending atomic.Int32  // parts of this round under way, plus one while it is being submitted
+	parts   []*part       // of this round, in order; kept for its memory
+	one     [1]*part      // the usual case needs no other memory
 	failed  atomic.Pointer[error]
 }
 
@@ -41,6 +43,7 @@ func (d *Device) Submit(r *Request) {
 	}
 	s := &r.device
 	s.device, s.next, s.end = d, r.Offset, r.Offset+uint64(r.Length)
+	s.until = d.now() + d.opt.Deadline
 	s.failed.Store(nil)
 	r.Extents = r.Extents[:0]
 	if err := d.check(r); err != nil {
@@ -102,7 +105,7 @@ func (d *Device) submitPart(r *Request) {
 	s := &r.device
 	p := d.parts.Get().(*part)
 	p.request = r
-	p.FUA, p.Status, p.Deadline, p.Err = r.Flags&FUA != 0, false, 0, nil
+	p.FUA, p.Status, p.Deadline, p.Err = r.Flags&FUA != 0, false, s.until, nil
 	s.parts = append(s.parts, p)
 	s.pending.Add(1)
 	if r.Op == Flush {
@@ -155,6 +158,11 @@ func (d *Device) cut(r *Request, offset, end uint64) uint64 {
 
 // write fills the part's pages and submits it, or parks it.
 func (d *Device) write(p *part, data []byte) {
+	if stopped := d.stopped.Load(); stopped != nil {
+		p.Err = *stopped
+		p.done()
+		return
+	}
 	n := (p.Skip + p.Length + blockBytes - 1) / blockBytes
 	if d.door.closed() || !d.arena.Alloc(n, p.Pages[:n]) {
 		p.parked = append(p.parked[:0], data...)
@@ -171,6 +179,11 @@ func (d *Device) writeRange(p *part, r *Request) {
 	if p.Skip != 0 || p.Length%blockBytes != 0 {
 		p.Op = shard.Write
 		d.write(p, zeros[:p.Length])
+		return
+	}
+	if stopped := d.stopped.Load(); stopped != nil {
+		p.Err = *stopped
+		p.done()
 		return
 	}
 	p.Op = shard.Trim

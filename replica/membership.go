@@ -39,6 +39,18 @@ func (m *Membership) Report(slot int, lost bool) (drop bool) {
 	return true
 }
 
+// Count returns how many slots take part.
+func (m *Membership) Count() (n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, live := range m.live {
+		if live {
+			n++
+		}
+	}
+	return n
+}
+
 // Live returns which slots take part.
 func (m *Membership) Live() []bool {
 	m.mu.Lock()
