@@ -32,6 +32,14 @@ type child struct {
 // startChild runs the command; the test's end kills what is left of it.
 func startChild(t *testing.T, args ...string) *child {
 	t.Helper()
+	if args[0] == "serve" { // what a killed server leaves in memory goes with the test
+		shared := filepath.Join("/dev/shm", filepath.Base(filepath.Dir(args[1])))
+		if err := os.MkdirAll(shared, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(shared) })
+		args = append(args, "--arena", shared)
+	}
 	c := &child{cmd: exec.Command("/proc/self/exe", args...)}
 	c.cmd.Env = append(os.Environ(), childRole+"=command")
 	c.cmd.Stderr = &c.stderr
