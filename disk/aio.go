@@ -3,6 +3,7 @@ package disk
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -23,9 +24,12 @@ type AsyncReads struct {
 type asyncRead struct {
 	block iocb
 	iovec [MaxAsyncBuffers]unix.Iovec
-	file  *realFile
-	want  int64
-	user  any
+	// handed orders what Add wrote before what Reap reads. The kernel does so, too,
+	// but the race detector does not know.
+	handed atomic.Bool
+	file   *realFile
+	want   int64
+	user   any
 }
 
 // MaxAsyncBuffers is the most buffers of one asynchronous read.
@@ -129,6 +133,7 @@ func (b *AsyncBatch) Add(file File, bufs [][]byte, off int64, user any) (added, 
 		buffer: uint64(uintptr(unsafe.Pointer(&s.iovec))), bytes: uint64(len(bufs)), offset: off,
 	}
 	b.blocks = append(b.blocks, &s.block)
+	s.handed.Store(true)
 	return true, false
 }
 
@@ -176,7 +181,8 @@ func (a *AsyncReads) Reap(fn func(user any, ok bool)) error {
 		}
 		for i := range int(n) {
 			index := uint32(events[i].data)
-			ok := events[i].result == a.slots[index].want
+			s := &a.slots[index]
+			ok := s.handed.Swap(false) && events[i].result == s.want
 			fn(a.take(index), ok)
 		}
 	}
