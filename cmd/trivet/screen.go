@@ -24,7 +24,9 @@ func ratesOf(previous, last sample) (r rates, ok bool) {
 		return rates{}, false
 	}
 	a, b := previous.status.Counters, last.status.Counters
-	per := func(before, after uint64) float64 { return float64(after-before) / seconds }
+	per := func(before, after uint64) float64 {
+		return float64(max(after, before)-before) / seconds // a new server counts from 0
+	}
 	return rates{
 		reads: per(a.Reads, b.Reads), writes: per(a.Writes, b.Writes),
 		flushes: per(a.Flushes, b.Flushes), trims: per(a.Trims, b.Trims),
