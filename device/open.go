@@ -370,7 +370,7 @@ func (d *Device) activate() error {
 		host := shard.NewSystemHost(d.epoch)
 		s := shard.New(shard.Config{
 			Index: uint16(i), Generation: g.Generation, Arena: d.arena, Cache: cache.New(frames[i]),
-			Window: journal.NewWindow(g.Starts[i], d.arena.Pages()+1024, d.arena.Pages()),
+			Window: journal.NewWindow(g.Starts[i], 2*d.arena.Pages()+1024, d.arena.Pages()),
 			Slots:  slots, Quorum: g.Quorum(), StallAfter: stallAfter, FailAfter: d.opt.Deadline,
 			Faulted: func(slot journal.SlotID, lost bool, err error) { d.slotFaulted(int(slot), lost, err) },
 			Event:   d.events.note,

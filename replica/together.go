@@ -66,7 +66,9 @@ func (g *Group) rank(shard uint16) (all []standing, best int) {
 	return all, best
 }
 
-// bringTogether makes every lane of the shard equal to the best one.
+// bringTogether makes every lane of the shard equal to the best one, also when
+// the arena holds what a lane lacks: that is in the arena alone until it has
+// been logged again, and what was flushed must outlive a power cut before.
 func (g *Group) bringTogether(shard uint16) error {
 	lanes := g.Lanes[shard]
 	all, best := g.rank(shard)
@@ -81,7 +83,7 @@ func (g *Group) bringTogether(shard uint16) error {
 			continue
 		}
 		same := all[i].usable == all[best].usable && all[i].started == all[best].started && all[i].suspect == 0
-		if same && (all[i].lsn == all[best].lsn || g.outlived(shard, all[i].lsn)) {
+		if same && all[i].lsn == all[best].lsn {
 			continue
 		}
 		if err := g.copyLane(shard, i, best, all[i]); err != nil {
