@@ -143,6 +143,14 @@ func (a *Arena) Restamp(p Page, s Stamp) {
 	r.commit.Store(r.commitWord(selector))
 }
 
+// Withdraw ends the records of pages, as Free does, and leaves the pages to
+// their owner: the kernel may still be reading them.
+func (a *Arena) Withdraw(pages ...Page) {
+	for _, p := range pages {
+		a.table[p].clear()
+	}
+}
+
 // validate checks what Put may be given and Recover may believe.
 func (rec *Record) validate(shards int) error {
 	switch {

@@ -176,6 +176,17 @@ func (l *Lane) Abandon(why error) {
 	}
 }
 
+// Appending tells whether an append of the record is under way: its payload is
+// being read.
+func (l *Lane) Appending(lsn LSN) bool {
+	for i := range l.ops {
+		if op := &l.ops[i]; op.busy && len(op.Bufs) > 0 && op.first <= lsn && lsn <= op.last {
+			return true
+		}
+	}
+	return false
+}
+
 // LastError returns the last error that the lane met, or nil.
 func (l *Lane) LastError() error { return l.lastErr }
 

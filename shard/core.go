@@ -79,6 +79,7 @@ type core struct {
 	freeOps  []*readOp
 	readOps  []*readOp // all of them
 	out      [journal.MaxSlots]outstanding
+	detained [journal.MaxSlots][]arena.Page // what a dropped slot's disk may still read
 
 	soonest time.Duration // no part has an earlier deadline; 0: none has any
 	halted  bool          // quiet and closing: nothing is done any more
@@ -247,6 +248,7 @@ func (c *core) settle() (wake time.Duration) {
 		at(c.supervise(journal.SlotID(i), l))
 	}
 	c.advance()
+	c.release()
 	at(c.divertSlow())
 	c.wakeQueues()
 	at(c.expire())

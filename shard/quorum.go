@@ -146,18 +146,47 @@ func (c *core) retire(durable journal.LSN) {
 	n := 0
 	for c.window.Next() > c.window.First() && c.window.First() <= limit {
 		r := c.window.At(c.window.First())
+		reader := c.reader(r.LSN)
 		for i := range c.window.Items(r) {
+			page := arena.Page(c.window.ItemAt(r, i).Page)
+			if reader >= 0 {
+				c.cfg.Arena.Withdraw(page)
+				c.detained[reader] = append(c.detained[reader], page)
+				continue
+			}
 			if n == len(pages) {
 				c.cfg.Arena.Free(pages[:n]...)
 				n = 0
 			}
-			pages[n] = arena.Page(c.window.ItemAt(r, i).Page)
+			pages[n] = page
 			n++
 		}
 		c.pending.retire(r)
 		c.window.Retire()
 	}
 	c.cfg.Arena.Free(pages[:n]...)
+}
+
+// reader returns a slot that was dropped while its disk had the record's
+// payload, and has not given it back: a hung write would read what the pages
+// hold next. -1 when there is none.
+func (c *core) reader(lsn journal.LSN) int {
+	for i, l := range c.lanes {
+		if l != nil && !c.live[i] && l.Appending(lsn) {
+			return i
+		}
+	}
+	return -1
+}
+
+// release frees what was kept for a dropped slot, once its disk is done.
+func (c *core) release() {
+	for i, l := range c.lanes {
+		if len(c.detained[i]) > 0 && !l.Busy() {
+			c.cfg.Arena.Free(c.detained[i]...)
+			c.detained[i] = nil
+		}
+	}
 }
 
 // drop goes on without a slot. Its peers note, before any flush is

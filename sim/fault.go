@@ -215,6 +215,7 @@ func (w *world) boot() {
 		w.startLife()
 		missing := -1
 		last := attempt == 4
+		w.calm = last
 		if !last {
 			missing = w.planBoot()
 		}
@@ -270,8 +271,9 @@ func (w *world) planBoot() (missing int) {
 	case 2:
 		w.fuse = 1 + w.rng.IntN(40)
 	case 3:
-		if i := w.rng.IntN(journal.MaxSlots); w.mayDamage(i) {
-			missing = i
+		i := w.rng.IntN(journal.MaxSlots)
+		if w.mayDamage(i) || w.legs[(i+1)%journal.MaxSlots].making || w.legs[(i+2)%journal.MaxSlots].making {
+			missing = i // beside a blank slot: the volume must not open
 		}
 	case 4:
 		if i := w.victim(); w.mayDamage(i) {

@@ -49,6 +49,8 @@ type world struct {
 	arena    *arena.Arena
 	inflight int // parts that have not completed
 	draining bool
+	started  bool // the volume was opened once
+	calm     bool // nothing happens while the volume is opened
 	stopped  bool // somebody was told that the device has stopped, in this life
 	fuse     int  // crossings until the process is killed; 0: none
 	trouble  [journal.MaxSlots]bool
@@ -75,6 +77,7 @@ type leg struct {
 	disk       *disk.MemoryFS
 	store      *meta.Memory
 	suspicious bool // its disk has lied, or its bytes were flipped, or it is being made
+	replaced   bool // what its peers know of it may be true of the one before
 	making     bool // it was blank, and has not been opened since
 	stale      bool // it has not been brought together with its peers since it was missing
 }
@@ -116,6 +119,9 @@ func newWorld(seed uint64, opt Options) *world {
 		checkpointBytes: int64(40+w.rng.IntN(600)) * journal.BlockSize, pageBudget: 16 + w.rng.IntN(8),
 		lives: 3 + w.rng.IntN(3), steps: 100 + w.rng.IntN(500), large: w.rng.IntN(30), slow: w.rng.IntN(8),
 	}
+	if w.rng.IntN(4) == 0 {
+		w.cfg.regions += 300 // most records are the first of their region
+	}
 	w.geometry = replica.Geometry{
 		Name: "sim", SizeBytes: uint64(w.cfg.regions) << 20, Replicas: journal.MaxSlots, Shards: 1 << w.rng.IntN(2),
 		SegmentBlocks: journal.RegionBlocks + 8 + uint32(w.rng.IntN(200)),
@@ -139,13 +145,14 @@ func newWorld(seed uint64, opt Options) *world {
 func (w *world) blank(i int) {
 	w.legs[i].disk = disk.Memory(w.rng.Uint64(), disk.MemoryOptions{})
 	w.legs[i].store = meta.NewMemory()
-	w.legs[i].suspicious, w.legs[i].making = false, true
+	w.legs[i].suspicious, w.legs[i].making, w.legs[i].replaced = false, true, w.started
 }
 
 func (w *world) run() {
 	if err := w.open(-1); err != nil {
 		w.fail("open a new volume: %v", err)
 	}
+	w.started = true
 	for range w.cfg.lives {
 		w.live()
 		w.damage()
@@ -322,6 +329,7 @@ func (w *world) finish() {
 // reopen opens the volume when nothing stands in the way.
 func (w *world) reopen() {
 	w.startLife()
+	w.calm = true
 	if err := w.open(-1); err != nil {
 		w.fail("open with all slots and without faults: %v", err)
 	}
