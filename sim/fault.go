@@ -195,6 +195,16 @@ func (w *world) damage() {
 		w.cover["slots blanked"]++
 		return
 	}
+	w.legs[i].suspicious = true
+	if w.rng.IntN(8) == 0 {
+		for copy := range int64(2) {
+			if err := w.legs[i].disk.Corrupt(journal.SuperblockFile, copy*journal.BlockSize+100); err != nil {
+				w.fail("%v", err)
+			}
+		}
+		w.trace("slot %d has no superblock", i)
+		return
+	}
 	for range 1 + w.rng.IntN(20) {
 		segment, block := w.rng.IntN(8), w.rng.IntN(int(w.geometry.SegmentBlocks))
 		perFile := int((32 << 20) / (w.geometry.SegmentBlocks * journal.BlockSize))
@@ -203,7 +213,6 @@ func (w *world) damage() {
 			w.cover["bytes flipped"]++
 		}
 	}
-	w.legs[i].suspicious = true
 	w.trace("slot %d has flipped bytes", i)
 }
 

@@ -152,6 +152,7 @@ func (s *server) openSlots(missing int) error {
 			w.blank(i)
 			w.cover["slots set aside"]++
 		}
+		w.restartDisks(false) // a store in memory is opened once
 	}
 }
 
