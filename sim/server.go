@@ -302,7 +302,7 @@ func (s *server) adopt(shard int, records []arena.Recovered) {
 func (s *server) checkRecovery() {
 	for shard, lanes := range s.group.Lanes {
 		for i, r := range lanes {
-			if r == nil || s.w.legs[i].suspicious || s.w.legs[i].stale {
+			if r == nil || s.w.legs[i].suspicious || s.w.legs[i].stale && s.w.legs[i].unsynced {
 				continue
 			}
 			if r.Damage != nil && !s.w.legs[i].replaced || len(r.Rotten) > 0 {

@@ -21,7 +21,7 @@ var (
 
 // arenaDir returns a directory on tmpfs, if there is one.
 func arenaDir(t *testing.T) string {
-	dir, err := os.MkdirTemp("/dev/shm", "trivet-sim-")
+	dir, err := os.MkdirTemp("/dev/shm", "sim-of-trivet-")
 	if err != nil {
 		return t.TempDir()
 	}

@@ -79,6 +79,7 @@ type leg struct {
 	suspicious bool // its disk has lied, or its bytes were flipped, or it is being made
 	replaced   bool // what its peers know of it may be true of the one before
 	making     bool // it was blank, and has not been opened since
+	unsynced   bool // a sync of it has failed since it was brought together
 	stale      bool // it has not been brought together with its peers since it was missing
 }
 
@@ -164,9 +165,12 @@ func (w *world) run() {
 // live lets the clients work until the life ends.
 func (w *world) live() {
 	w.planFaults()
-	end := w.drawEnd()
+	end, steps := w.drawEnd(), w.cfg.steps
+	if w.srv.held != nil && w.rng.IntN(4) == 0 { // while that is logged again
+		end, steps = endCut, 1+w.rng.IntN(60)
+	}
 	if !w.survives(func() {
-		for w.step = 0; w.step < w.cfg.steps; w.step++ {
+		for w.step = 0; w.step < steps; w.step++ {
 			w.act()
 			w.proceed()
 		}
@@ -351,7 +355,7 @@ func (w *world) opened() {
 			w.trouble[i] = true
 			continue
 		}
-		w.legs[i].making = false
+		w.legs[i].making, w.legs[i].unsynced = false, false
 	}
 }
 
