@@ -15,7 +15,7 @@ import (
 
 var (
 	flagSeed  = flag.Uint64("sim.seed", 1, "first seed")
-	flagN     = flag.Uint64("sim.n", 1000, "number of seeds")
+	flagN     = flag.Uint64("sim.n", defaultSeeds, "number of seeds")
 	flagTrace = flag.Bool("sim.trace", false, "print the whole trace of every seed")
 )
 
