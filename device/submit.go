@@ -35,6 +35,22 @@ type part struct {
 // Submit starts a request. It never waits: a write for which the arena has no
 // room is parked at the door, holding nothing but a copy of its payload.
 func (d *Device) Submit(r *Request) {
+	d.Post(r)
+	d.Run()
+}
+
+// Run carries out what was posted.
+func (d *Device) Run() {
+	for _, s := range d.shards {
+		s.Run()
+	}
+}
+
+// Post is Submit, but leaves the request in the shards' inboxes until Run is
+// called, as it must be, by the same goroutine. Requests that arrived together
+// should be posted and then run: they cost one turn of a shard, and the flushes
+// among them one sync.
+func (d *Device) Post(r *Request) {
 	r.Err = nil
 	if !d.enter() {
 		r.Err = ErrShutdown
@@ -77,8 +93,8 @@ func (d *Device) check(r *Request) error {
 	return nil
 }
 
-// advance submits rounds of parts until one does not complete at once, or all
-// are done. Whoever completes the last part of a round goes on from there.
+// advance posts rounds of parts until one is under way, or all are done. Whoever
+// completes the last part of a round goes on from there.
 func (d *Device) advance(r *Request) {
 	s := &r.device
 	for {
@@ -111,7 +127,7 @@ func (d *Device) submitPart(r *Request) {
 	if r.Op == Flush {
 		p.Op, p.LBA, p.Skip, p.Length = shard.Flush, 0, 0, 0
 		s.next++
-		d.shards[s.next-1].Submit(&p.Part)
+		d.shards[s.next-1].Post(&p.Part)
 		return
 	}
 	offset := s.next
@@ -135,7 +151,7 @@ func (d *Device) submitPart(r *Request) {
 		d.writeRange(p, r)
 		return
 	}
-	d.shards[d.shardOf(offset)].Submit(&p.Part)
+	d.shards[d.shardOf(offset)].Post(&p.Part)
 }
 
 // cut returns where the part that begins at offset ends: at the region's end;
@@ -170,7 +186,7 @@ func (d *Device) write(p *part, data []byte) {
 		return
 	}
 	p.Fill(d.arena, data)
-	d.shardOfPart(p).Submit(&p.Part)
+	d.shardOfPart(p).Post(&p.Part)
 }
 
 // writeRange logs a whole-block range of a Trim or WriteZeroes as one record;
@@ -195,7 +211,7 @@ func (d *Device) writeRange(p *part, r *Request) {
 		d.door.park(p, 1)
 		return
 	}
-	d.shardOfPart(p).Submit(&p.Part)
+	d.shardOfPart(p).Post(&p.Part)
 }
 
 // zeros is the payload of a ragged edge.
@@ -217,6 +233,7 @@ func (p *part) done() {
 		d := s.device
 		d.endRound(r)
 		d.advance(r)
+		d.Run()
 	}
 }
 

@@ -3,43 +3,48 @@ package disk
 import (
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// AsyncReads is a queue of reads that the kernel carries out on its own, so
-// that many are under way without a thread for each: Linux AIO (io_submit(2)),
-// which is asynchronous in earnest for direct I/O. One goroutine submits, one
-// reaps.
-type AsyncReads struct {
+// Async is a queue of reads and writes that the kernel carries out on its own,
+// so that many are under way without a thread for each, and none keeps a
+// processor of the Go runtime while it waits: Linux AIO (io_submit(2)), which
+// is asynchronous in earnest for direct I/O. One goroutine submits reads, any
+// number submit writes, one reaps. The kernel tells of completions through an
+// eventfd, on which the reaper waits as on a socket.
+type Async struct {
 	context uintptr
-	slots   []asyncRead
+	event   *os.File
+	slots   []asyncOp
 	free    chan uint32 // of slots; capacity len(slots)
 }
 
-// asyncRead is a read under way. The kernel reads it, so it must stay where it
-// is from Start until it was reaped.
-type asyncRead struct {
+// asyncOp is an operation under way. The kernel reads it, so it must stay
+// where it is from its submission until it was reaped.
+type asyncOp struct {
 	block iocb
 	iovec [MaxAsyncBuffers]unix.Iovec
-	// handed orders what Add wrote before what Reap reads. The kernel does so, too,
-	// but the race detector does not know.
+	// handed orders what was filled in before what Reap reads. The kernel does
+	// so, too, but the race detector does not know.
 	handed atomic.Bool
 	file   *realFile
 	want   int64
 	user   any
 }
 
-// MaxAsyncBuffers is the most buffers of one asynchronous read.
+// MaxAsyncBuffers is the most buffers of one asynchronous operation.
 const MaxAsyncBuffers = 64
 
 // iocb is the kernel's struct iocb of linux/aio_abi.h on little-endian.
 type iocb struct {
 	data   uint64
 	_      uint32 // key: the kernel's
-	_      int32  // RWF_ flags
+	rwf    int32  // RWF_ flags
 	opcode uint16
 	_      int16 // priority
 	fd     uint32
@@ -47,8 +52,8 @@ type iocb struct {
 	bytes  uint64 // its length, in buffers
 	offset int64
 	_      uint64 // reserved
-	_      uint32 // flags
-	_      uint32 // eventfd
+	flags  uint32 // iocbResfd
+	resfd  uint32 // eventfd
 }
 
 // ioEvent is the kernel's struct io_event.
@@ -59,39 +64,103 @@ type ioEvent struct {
 	_      int64
 }
 
-const opPreadv = 7
+// The kernel's IOCB_CMD_ numbers, and IOCB_FLAG_RESFD.
+const (
+	opPreadv  = 7
+	opPwritev = 8
+	iocbResfd = 1
+)
 
-// NewAsyncReads makes a queue of at most depth reads. The error is that of
-// io_setup: where the kernel has none to give, read with File.Read.
-func NewAsyncReads(depth int) (*AsyncReads, error) {
-	a := &AsyncReads{slots: make([]asyncRead, depth), free: make(chan uint32, depth)}
+// NewAsync makes a queue of at most depth operations. The error is the
+// kernel's, which may have none to give: then use File.Read and File.Write.
+func NewAsync(depth int) (*Async, error) {
+	a := &Async{slots: make([]asyncOp, depth), free: make(chan uint32, depth)}
+	event, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	a.event = os.NewFile(uintptr(event), "eventfd")
 	if _, _, errno := unix.Syscall(unix.SYS_IO_SETUP, uintptr(depth), uintptr(unsafe.Pointer(&a.context)), 0); errno != 0 {
-		return nil, fmt.Errorf("io_setup: %w", errno)
+		return nil, errors.Join(fmt.Errorf("io_setup: %w", errno), a.event.Close())
 	}
 	for i := range a.slots {
+		a.slots[i].block = iocb{data: uint64(i), flags: iocbResfd, resfd: uint32(event)}
 		a.free <- uint32(i)
 	}
 	return a, nil
 }
 
+// fill makes a free slot an operation on the file. It returns false when the
+// file is closed.
+func (a *Async) fill(index uint32, opcode uint16, f *realFile, bufs [][]byte, off int64, user any) bool {
+	if f.acquire() != nil {
+		a.free <- index
+		return false
+	}
+	s := &a.slots[index]
+	s.file, s.user, s.want = f, user, total(bufs)
+	for i, buf := range bufs {
+		s.iovec[i].Base = unsafe.SliceData(buf)
+		s.iovec[i].SetLen(len(buf))
+	}
+	s.block.opcode, s.block.fd, s.block.offset, s.block.rwf = opcode, uint32(f.fd), off, 0
+	s.block.buffer, s.block.bytes = uint64(uintptr(unsafe.Pointer(&s.iovec))), uint64(len(bufs))
+	return true
+}
+
+// Write starts a durable write of the buffers at off; user comes back when it
+// was reaped. It returns false, and has done nothing, where that would have to
+// wait, or is not to be had: use File.Write then. It never waits, whatever
+// state the disk is in.
+func (a *Async) Write(file File, bufs [][]byte, off int64, user any) bool {
+	d, ok := file.(behindFile)
+	if !ok || len(bufs) > MaxAsyncBuffers {
+		return false
+	}
+	f := d.behind()
+	if f == nil || !f.direct || checkWrite(bufs, off, f.size) != nil {
+		return false
+	}
+	var index uint32
+	select {
+	case index = <-a.free:
+	default:
+		return false
+	}
+	if !a.fill(index, opPwritev, f, bufs, off, user) {
+		return false
+	}
+	s := &a.slots[index]
+	s.block.rwf = unix.RWF_DSYNC | unix.RWF_NOWAIT
+	block := &s.block
+	s.handed.Store(true)
+	n, _, errno := unix.Syscall(unix.SYS_IO_SUBMIT, a.context, 1, uintptr(unsafe.Pointer(&block)))
+	if n != 1 || errno != 0 {
+		s.handed.Store(false)
+		a.take(index)
+		return false
+	}
+	return true
+}
+
 // AsyncBatch gathers reads for one submission. It belongs to the goroutine
 // that submits.
 type AsyncBatch struct {
-	queue  *AsyncReads
+	queue  *Async
 	blocks []*iocb
 }
 
 // Batch makes an empty batch.
-func (a *AsyncReads) Batch() *AsyncBatch { return &AsyncBatch{queue: a} }
+func (a *Async) Batch() *AsyncBatch { return &AsyncBatch{queue: a} }
 
-// directReader is a file that can be read behind its own back.
-type directReader interface{ behind() *realFile }
+// behindFile is a file that can be read and written behind its own back.
+type behindFile interface{ behind() *realFile }
 
 func (f *realFile) behind() *realFile { return f }
 
 // behind returns nil while any fault rule is in force, so that none is missed.
 func (f *faultyFile) behind() *realFile {
-	if inner, ok := f.inner.(directReader); ok && f.fs.set.Empty() {
+	if inner, ok := f.inner.(behindFile); ok && f.fs.set.Empty() {
 		return inner.behind()
 	}
 	return nil
@@ -101,7 +170,7 @@ func (f *faultyFile) behind() *realFile {
 // when it was reaped. It returns false when the file cannot be read that way,
 // and when full slots mean that the batch must be submitted first, full.
 func (b *AsyncBatch) Add(file File, bufs [][]byte, off int64, user any) (added, full bool) {
-	d, ok := file.(directReader)
+	d, ok := file.(behindFile)
 	if !ok || len(bufs) > MaxAsyncBuffers {
 		return false, false
 	}
@@ -118,20 +187,10 @@ func (b *AsyncBatch) Add(file File, bufs [][]byte, off int64, user any) (added, 
 		}
 		index = <-b.queue.free // the reaper frees one: some are under way
 	}
-	if f.acquire() != nil {
-		b.queue.free <- index
+	if !b.queue.fill(index, opPreadv, f, bufs, off, user) {
 		return false, false
 	}
 	s := &b.queue.slots[index]
-	s.file, s.user, s.want = f, user, total(bufs)
-	for i, buf := range bufs {
-		s.iovec[i].Base = unsafe.SliceData(buf)
-		s.iovec[i].SetLen(len(buf))
-	}
-	s.block = iocb{
-		data: uint64(index), opcode: opPreadv, fd: uint32(f.fd),
-		buffer: uint64(uintptr(unsafe.Pointer(&s.iovec))), bytes: uint64(len(bufs)), offset: off,
-	}
 	b.blocks = append(b.blocks, &s.block)
 	s.handed.Store(true)
 	return true, false
@@ -154,7 +213,7 @@ func (b *AsyncBatch) Submit(refused func(user any)) {
 }
 
 // take frees a slot and returns its user.
-func (a *AsyncReads) take(index uint32) (user any) {
+func (a *Async) take(index uint32) (user any) {
 	s := &a.slots[index]
 	user = s.user
 	s.file.release()
@@ -163,35 +222,53 @@ func (a *AsyncReads) take(index uint32) (user any) {
 	return user
 }
 
-// errAsyncClosed ends Reap.
-var errAsyncClosed = errors.New("queue of asynchronous reads is closed")
-
-// Reap waits for reads to end and calls fn for each, with false for one that
-// failed or came up short: read it again with File.Read to learn why. It
-// returns when the queue is closed.
-func (a *AsyncReads) Reap(fn func(user any, ok bool)) error {
+// Reap waits for operations to end and calls fn for each, with the kernel's
+// error, or one that wraps io.ErrUnexpectedEOF for a transfer that came up
+// short. unix.EAGAIN means of a write that nothing was done, because it would
+// have had to wait. Reap returns when the queue is closed.
+func (a *Async) Reap(fn func(user any, err error)) error {
 	var events [64]ioEvent
+	var count [8]byte
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_IO_GETEVENTS, a.context, 1, uintptr(len(events)), uintptr(unsafe.Pointer(&events)), 0, 0)
-		switch {
-		case errno == unix.EINTR:
-			continue
-		case errno != 0:
-			return fmt.Errorf("%w: %w", errAsyncClosed, errno)
+		if _, err := a.event.Read(count[:]); err != nil {
+			return fmt.Errorf("wait for completions: %w", err)
 		}
-		for i := range int(n) {
-			index := uint32(events[i].data)
-			s := &a.slots[index]
-			ok := s.handed.Swap(false) && events[i].result == s.want
-			fn(a.take(index), ok)
+		for n := len(events); n == len(events); {
+			r, _, errno := unix.Syscall6(unix.SYS_IO_GETEVENTS, a.context, 0, uintptr(len(events)), uintptr(unsafe.Pointer(&events)), 0, 0)
+			if errno != 0 && errno != unix.EINTR {
+				return fmt.Errorf("io_getevents: %w", errno)
+			}
+			if n = int(r); errno != 0 {
+				n = len(events) // again
+				continue
+			}
+			for i := range n {
+				index := uint32(events[i].data)
+				err := a.slots[index].outcome(events[i].result)
+				fn(a.take(index), err)
+			}
 		}
 	}
 }
 
-// Close ends Reap. No read may be under way.
-func (a *AsyncReads) Close() error {
-	if _, _, errno := unix.Syscall(unix.SYS_IO_DESTROY, a.context, 0, 0); errno != 0 {
-		return fmt.Errorf("io_destroy: %w", errno)
+// outcome is what the kernel's result means.
+func (s *asyncOp) outcome(result int64) error {
+	switch {
+	case !s.handed.Swap(false):
+		panic("disk: the kernel completed what it was not given")
+	case result < 0:
+		return fmt.Errorf("%s at %d: %w", s.file.name, s.block.offset, unix.Errno(-result))
+	case result != s.want:
+		return fmt.Errorf("%s at %d: %d of %d bytes: %w", s.file.name, s.block.offset, result, s.want, io.ErrUnexpectedEOF)
 	}
 	return nil
+}
+
+// Close ends Reap. Nothing may be under way.
+func (a *Async) Close() error {
+	err := a.event.Close()
+	if _, _, errno := unix.Syscall(unix.SYS_IO_DESTROY, a.context, 0, 0); errno != 0 {
+		err = errors.Join(err, fmt.Errorf("io_destroy: %w", errno))
+	}
+	return err
 }

@@ -101,7 +101,7 @@ func (r *RealFS) Create(name string, sizeBytes int64) (File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create %s: %w", name, err)
 	}
-	f := newRealFile(fd, name, sizeBytes)
+	f := newRealFile(fd, name, sizeBytes, r.direct)
 	if err := f.preallocate(); err != nil {
 		err = errors.Join(err, f.Close(), r.Remove(name))
 		return nil, fmt.Errorf("create %s of %d bytes: %w", name, sizeBytes, err)
@@ -132,7 +132,7 @@ func (r *RealFS) Open(name string) (File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", name, errors.Join(err, unix.Close(fd)))
 	}
-	return newRealFile(fd, name, stat.Size), nil
+	return newRealFile(fd, name, stat.Size, r.direct), nil
 }
 
 // Remove implements FS.

@@ -13,16 +13,17 @@ import (
 // realFile is an open file of the host.
 type realFile struct {
 	handle
-	name string
-	size int64 // bytes; files do not grow
+	name   string
+	size   int64 // bytes; files do not grow
+	direct bool  // past the page cache
 
 	// Only the owner touches these: the one that writes, syncs and closes.
 	scratch []unix.Iovec // see vector.move
 	noDsync bool         // the filesystem refused RWF_DSYNC once
 }
 
-func newRealFile(fd int, name string, size int64) *realFile {
-	return &realFile{handle: handle{fd: fd}, name: name, size: size}
+func newRealFile(fd int, name string, size int64, direct bool) *realFile {
+	return &realFile{handle: handle{fd: fd}, name: name, size: size, direct: direct}
 }
 
 // Write implements File.

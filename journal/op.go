@@ -91,6 +91,22 @@ func (io *IO) Execute() {
 	*io.failed = io.Err != nil
 }
 
+// Start hands an append to the kernel instead of executing it, if it is a
+// single durable write and the kernel takes it: write returns false when it has
+// done nothing. End must follow. The rules of Execute hold.
+func (io *IO) Start(write func(f disk.File, bufs [][]byte, off int64) bool) bool {
+	if len(io.Bufs) == 0 || !io.Durable || io.Zero > 0 || *io.failed {
+		return false
+	}
+	return write(io.Segment.File, io.Bufs, io.Offset)
+}
+
+// End sets the result of an append that Start began.
+func (io *IO) End(err error) {
+	io.Err = err
+	*io.failed = err != nil
+}
+
 func (io *IO) write() error {
 	f := io.Segment.File
 	if io.Zero > 0 {

@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"trivet/disk"
 	"trivet/journal"
 )
 
@@ -12,46 +13,60 @@ const (
 	readWorkers = 32 // blocking reads at a time
 	// readOperations is the most that one shard has under way.
 	readOperations = 64
-	ioQueue        = 8 // operations of a lane; more than it ever has under way
 )
 
-// Engine carries out a slot's operations on goroutines: one for each lane's
-// log, so that lanes share no queue, and bounded pools for reads and for
-// metadata. Its submitting methods never block. Close joins everything.
+// Engine carries out a slot's operations: reads and small durable appends in
+// the kernel, where that is to be had; the rest on a goroutine for each lane's
+// log, so that lanes share no queue, and on bounded pools for metadata and for
+// reads that are out of the ordinary. Its submitting methods never block. Close
+// joins everything.
 type Engine struct {
 	slot  *Slot
-	lanes []chan *journal.IO // by shard; closed by Close
+	async *disk.Async // nil: the kernel has none for us
+	lanes []*lane     // by shard
 	reads *reads
 	meta  *workers
 	done  sync.WaitGroup
+	reap  sync.WaitGroup
 }
 
 // StartEngine starts a slot's goroutines.
 func StartEngine(s *Slot) *Engine {
 	shards := int(s.super.Shards)
-	e := &Engine{slot: s, reads: startReads(s, shards*readOperations), meta: newWorkers(min(3*shards, 16))}
+	e := &Engine{slot: s, meta: newWorkers(min(3*shards, 16))}
+	async, err := disk.NewAsync(asyncDepth + shards)
+	if err == nil {
+		e.async = async
+		e.startReap()
+	}
+	e.reads = startReads(s, e.async, shards*readOperations)
 	for range shards {
-		lane := make(chan *journal.IO, ioQueue)
-		e.lanes = append(e.lanes, lane)
-		e.startLane(lane)
+		l := &lane{slot: s, async: e.async, work: make(chan *journal.IO, 1)}
+		e.lanes = append(e.lanes, l)
+		e.startLane(l)
 	}
 	return e
 }
 
-// startLane runs a lane's appends and syncs in order.
-func (e *Engine) startLane(lane <-chan *journal.IO) {
-	e.done.Go(func() {
-		for io := range lane {
-			e.slot.RunIO(io)
-		}
+// startReap takes what the kernel has done. It ends when the queue is closed.
+func (e *Engine) startReap() {
+	e.reap.Go(func() {
+		_ = e.async.Reap(func(user any, err error) {
+			switch user := user.(type) {
+			case *readTask:
+				e.reads.reaped(user, err)
+			case *journal.IO:
+				e.lanes[user.Lane.Shard].reaped(user, err)
+			}
+		})
 	})
 }
 
 // Slot returns the slot that the engine works for.
 func (e *Engine) Slot() *Slot { return e.slot }
 
-// IO queues an append or sync of a lane.
-func (e *Engine) IO(io *journal.IO) { e.lanes[io.Lane.Shard] <- io }
+// IO carries out an append or sync of a lane, after those before it.
+func (e *Engine) IO(io *journal.IO) { e.lanes[io.Lane.Shard].enter(io) }
 
 type prepareTask struct {
 	slot *Slot
@@ -143,8 +158,8 @@ func (t *readTask) fail(err error) {
 // given time: a system call on a hung disk does not end. It then returns
 // false, and the slot's files must stay open.
 func (e *Engine) Close(wait time.Duration) bool {
-	for _, lane := range e.lanes {
-		close(lane)
+	for _, l := range e.lanes {
+		l.close()
 	}
 	joined := make(chan struct{})
 	e.startJoin(joined)
@@ -162,6 +177,10 @@ func (e *Engine) startJoin(joined chan<- struct{}) {
 		e.done.Wait()
 		e.reads.close()
 		e.meta.close()
+		if e.async != nil {
+			_ = e.async.Close() // nothing is under way that could be lost with it
+		}
+		e.reap.Wait()
 		close(joined)
 	}()
 }

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -82,8 +83,9 @@ func (p *pool) seed(inUse, written []uint32, life uint32) {
 }
 
 // take returns a free segment and a life for it; fresh tells that it was never
-// written, so its blocks still have to be allocated by the filesystem.
-func (p *pool) take() (segment, life uint32, fresh bool, err error) {
+// written, so its blocks still have to be allocated by the filesystem. With
+// zero, a file that is made for it is written with zeros first.
+func (p *pool) take(zero bool) (segment, life uint32, fresh bool, err error) {
 	if segment, life, fresh, ok := p.takeFree(); ok {
 		return segment, life, fresh, nil
 	}
@@ -93,14 +95,16 @@ func (p *pool) take() (segment, life uint32, fresh bool, err error) {
 		if segment, life, fresh, ok := p.takeFree(); ok { // somebody else has grown it
 			return segment, life, fresh, nil
 		}
-		if err := p.grow(); err != nil {
+		if err := p.grow(zero); err != nil {
 			return 0, 0, false, fmt.Errorf("grow the log: %w", err)
 		}
 	}
 }
 
-// grow makes one more log file.
-func (p *pool) grow() error {
+// grow makes one more log file. It is written with zeros as a whole, before any
+// of its segments is used: while the filesystem's journal has a change of the
+// file's extents, every durable write to the file waits for a commit.
+func (p *pool) grow(zero bool) error {
 	p.mu.Lock()
 	file := p.files
 	p.mu.Unlock()
@@ -108,14 +112,19 @@ func (p *pool) grow() error {
 	if err != nil {
 		return err
 	}
-	if err := f.Close(); err != nil {
+	if zero {
+		err = zeroAndSync(f, 0, p.segmentBytes()*int64(p.perFile))
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.files++
 	for s := int(p.perFile) - 1; s >= 0; s-- {
-		p.free = append(p.free, file*p.perFile+uint32(s))
+		segment := file*p.perFile + uint32(s)
+		p.free = append(p.free, segment)
+		p.written[segment] = zero
 	}
 	return nil
 }

@@ -11,28 +11,23 @@ import (
 const asyncDepth = 128
 
 // reads carries out a slot's disk reads: asynchronously in the kernel, where
-// that is to be had, for a goroutine that blocks in a system call keeps a
-// processor of the Go runtime for 20 µs and more; else, and whenever something
-// is out of the ordinary, on a bounded pool.
+// that is to be had; else, and whenever something is out of the ordinary, on a
+// bounded pool.
 type reads struct {
 	slot  *Slot
 	queue chan *journal.Read // operations to be submitted; the shards bound their number
-	async *disk.AsyncReads   // nil: everything goes to the pool
+	async *disk.Async        // nil: everything goes to the pool
 	pool  *workers
 	done  sync.WaitGroup
 }
 
-// startReads starts the goroutines; operations is the most that all shards
-// have under way.
-func startReads(s *Slot, operations int) *reads {
-	r := &reads{slot: s, queue: make(chan *journal.Read, operations), pool: newWorkers(readWorkers)}
-	async, err := disk.NewAsyncReads(asyncDepth)
-	if err != nil {
-		return r
+// startReads starts the submitting goroutine; operations is the most that all
+// shards have under way.
+func startReads(s *Slot, async *disk.Async, operations int) *reads {
+	r := &reads{slot: s, async: async, queue: make(chan *journal.Read, operations), pool: newWorkers(readWorkers)}
+	if async != nil {
+		r.startSubmit()
 	}
-	r.async = async
-	r.done.Go(r.submit)
-	r.done.Go(r.reap)
 	return r
 }
 
@@ -81,24 +76,27 @@ func (r *reads) fallBack(t *readTask) {
 	}
 }
 
-// submit hands operations to the kernel, all that wait in one call.
-func (r *reads) submit() {
+// startSubmit hands operations to the kernel, all that wait in one call. It is
+// not done by whoever runs the shard: submitting a read may wait for the disk.
+func (r *reads) startSubmit() {
 	batch := r.async.Batch()
 	refused := func(user any) { r.fallBack(user.(*readTask)) }
-	for op := range r.queue {
-		r.add(batch, op, refused)
-		for more := true; more; {
-			select {
-			case next, open := <-r.queue:
-				if more = open; open {
-					r.add(batch, next, refused)
+	r.done.Go(func() {
+		for op := range r.queue {
+			r.add(batch, op, refused)
+			for more := true; more; {
+				select {
+				case next, open := <-r.queue:
+					if more = open; open {
+						r.add(batch, next, refused)
+					}
+				default:
+					more = false
 				}
-			default:
-				more = false
 			}
+			batch.Submit(refused)
 		}
-		batch.Submit(refused)
-	}
+	})
 }
 
 // add puts the operation's runs into the batch.
@@ -127,30 +125,25 @@ func (r *reads) add(batch *disk.AsyncBatch, op *journal.Read, refused func(any))
 	})
 }
 
-// reap checks what was read. What is not as it should be is read once more on
-// the pool, which tells what is wrong with it.
-func (r *reads) reap() {
-	_ = r.async.Reap(func(user any, ok bool) { // it ends when the queue is closed
-		t := user.(*readTask)
-		blocks := t.read.Blocks[t.from:t.to]
-		for i := range blocks {
-			blocks[i].Err = nil
-			ok = ok && journal.Checksum(blocks[i].Buf) == blocks[i].Entry.CRC
-		}
-		if !ok {
-			r.fallBack(t)
-			return
-		}
-		t.finish()
-	})
+// reaped checks what was read. What is not as it should be is read once more
+// on the pool, which tells what is wrong with it.
+func (r *reads) reaped(t *readTask, err error) {
+	blocks := t.read.Blocks[t.from:t.to]
+	ok := err == nil
+	for i := range blocks {
+		blocks[i].Err = nil
+		ok = ok && journal.Checksum(blocks[i].Buf) == blocks[i].Entry.CRC
+	}
+	if !ok {
+		r.fallBack(t)
+		return
+	}
+	t.finish()
 }
 
-// close ends the goroutines. Nothing may be under way.
+// close ends the goroutine. Nothing may be under way.
 func (r *reads) close() {
 	close(r.queue)
-	if r.async != nil {
-		_ = r.async.Close() // nothing is under way that could be lost with it
-	}
 	r.done.Wait()
 	r.pool.close()
 }

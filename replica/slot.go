@@ -210,7 +210,7 @@ func (s *Slot) reader(segment uint32) (disk.File, int64, error) {
 
 // prepare takes a segment from the pool and opens a handle to append to it.
 func (s *Slot) prepare(zero bool) (*journal.Open, error) {
-	segment, life, fresh, err := s.pool.take()
+	segment, life, fresh, err := s.pool.take(zero)
 	if err != nil {
 		return nil, err
 	}
@@ -221,7 +221,7 @@ func (s *Slot) prepare(zero bool) (*journal.Open, error) {
 		return nil, err
 	}
 	if zero && fresh {
-		if err := s.zero(f, base); err != nil {
+		if err := zeroAndSync(f, base, s.pool.segmentBytes()); err != nil {
 			s.pool.put([]uint32{segment})
 			return nil, errors.Join(err, f.Close())
 		}
@@ -233,12 +233,12 @@ func (s *Slot) prepare(zero bool) (*journal.Open, error) {
 	return &journal.Open{Index: segment, Life: life, Blocks: s.pool.blocks, File: f, Base: base, Fresh: fresh}, nil
 }
 
-// zero writes a segment full of zeros, in pieces that others on the disk do
-// not wait for long, and syncs them, so that the lane need not.
-func (s *Slot) zero(f disk.File, base int64) error {
+// zeroAndSync writes zeros, in pieces that others on the disk do not wait for
+// long, and syncs them, so that the lane need not.
+func zeroAndSync(f disk.File, base, length int64) error {
 	const piece = 256 << 10
-	for at := int64(0); at < s.pool.segmentBytes(); at += piece {
-		if err := f.Zero(base+at, piece); err != nil {
+	for at := int64(0); at < length; at += piece {
+		if err := f.Zero(base+at, min(piece, length-at)); err != nil {
 			return err
 		}
 	}

@@ -95,9 +95,16 @@ func (s *Shard) connect(apply func(now time.Duration)) (done func()) {
 // Submit hands a part to the shard. Its Done may be called before Submit
 // returns.
 func (s *Shard) Submit(p *Part) {
+	s.Post(p)
+	s.Run()
+}
+
+// Post leaves a part in the shard's inbox. Run must follow, after any number of
+// parts: what arrives together then costs one turn, and one sync.
+func (s *Shard) Post(p *Part) {
 	p.event.part = p
 	p.target, p.merged, p.op, p.avoid, p.stuck = 0, 0, nil, 0, 0
-	s.enter(&p.event)
+	s.post(&p.event)
 }
 
 // Tick runs the shard because time has passed.
@@ -126,14 +133,18 @@ func (s *Shard) Inspect(fn func(*View)) {
 
 // enter leaves an event in the inbox and runs the shard if nobody does.
 func (s *Shard) enter(e *event) {
+	s.post(e)
+	s.Run()
+}
+
+func (s *Shard) post(e *event) {
 	for {
 		head := s.inbox.Load()
 		e.next = head
 		if s.inbox.CompareAndSwap(head, e) {
-			break
+			return
 		}
 	}
-	s.Run()
 }
 
 // Run takes turns until there is nothing to do, somebody else has taken over,

@@ -39,9 +39,11 @@ var errNoVolume = errors.New("no volume here")
 type Volume interface {
 	// Target's methods work from open on, and after Close too.
 	control.Target
-	// Info and Submit are what front-ends need.
+	// What front-ends need.
 	Info() device.Info
 	Submit(*device.Request)
+	Post(*device.Request)
+	Run()
 	// Faults holds the rules in force; nil when the volume takes none.
 	Faults() *inject.Set
 	// Close completes what was submitted, flushes, releases everything and

@@ -209,7 +209,7 @@ func (c *conn) submit(h *protocol.TransmissionRequestHeader) error {
 		cmd.request.Data = cmd.reply.payload(int(h.Length))
 		c.unsent += int(h.Length)
 	}
-	c.srv.backend.Submit(&cmd.request)
+	c.srv.backend.Post(&cmd.request)
 	return nil
 }
 

@@ -138,7 +138,9 @@ func (f *fake) next(wait bool) (r *device.Request, ok bool) {
 
 func (f *fake) Info() device.Info { return f.info }
 
-func (f *fake) Submit(r *device.Request) {
+func (f *fake) Run() {}
+
+func (f *fake) Post(r *device.Request) {
 	if r.Err = f.note(r); r.Err != nil {
 		r.Done(r)
 		return

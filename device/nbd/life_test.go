@@ -138,7 +138,9 @@ type relay struct {
 	finish []*device.Request
 }
 
-func (b *relay) Submit(r *device.Request) {
+func (b *relay) Run() {}
+
+func (b *relay) Post(r *device.Request) {
 	for _, other := range b.finish {
 		b.fake.finish(other)
 	}

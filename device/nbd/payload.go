@@ -38,7 +38,7 @@ func (c *conn) receiveWrite(h *protocol.TransmissionRequestHeader) (need int, er
 	}
 	cmd := c.command(h)
 	cmd.request.Data = c.in.bytes()[requestBytes:n]
-	c.srv.backend.Submit(&cmd.request)
+	c.srv.backend.Post(&cmd.request)
 	c.in.consume(n)
 	return 0, nil
 }
@@ -113,7 +113,7 @@ func (c *conn) submitPart(n int) {
 	c.mu.Lock()
 	p.cmd.parts++
 	c.mu.Unlock()
-	c.srv.backend.Submit(&part.request)
+	c.srv.backend.Post(&part.request)
 }
 
 // advancePayload consumes n bytes of the payload.

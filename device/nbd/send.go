@@ -169,8 +169,10 @@ func (c *conn) beginBatch() error {
 	return nil
 }
 
-// endBatch sends what completed in the batch, as far as that needs no waiting.
+// endBatch has the batch carried out, and sends what of it has completed, as
+// far as that needs no waiting.
 func (c *conn) endBatch() {
+	c.srv.backend.Run()
 	c.mu.Lock()
 	c.batching = false
 	c.issued = c.taken.commands

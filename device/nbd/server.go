@@ -17,7 +17,7 @@
 // # Who runs what
 //
 //	             ┌───────────── reader goroutine ─────────────┐
-//	socket ──►  input (256 KiB) ──► parse ──► Backend.Submit ──┐
+//	socket ──►  input (256 KiB) ──► parse ──► Backend.Post ────┐
 //	                                                          │ Done, inline
 //	                                          any goroutine ──┤ or elsewhere
 //	socket ◄── outgoing ◄────── outbox ◄──────────────────────┘
@@ -59,9 +59,11 @@ import (
 type Backend interface {
 	// Info describes the device. It is asked once for each connection.
 	Info() device.Info
-	// Submit starts a request and never blocks. See device.Request for who
-	// owns what until Done.
-	Submit(*device.Request)
+	// Post starts a request and never blocks. It may do nothing until Run is
+	// called, which follows when every request was posted that has arrived. See
+	// device.Request for who owns what until Done.
+	Post(*device.Request)
+	Run()
 }
 
 // Options of a server. The zero value of each field means its default.
