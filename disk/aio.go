@@ -14,8 +14,8 @@ import (
 // Async is a queue of reads and writes that the kernel carries out on its own,
 // so that many are under way without a thread for each, and none keeps a
 // processor of the Go runtime while it waits: Linux AIO (io_submit(2)), which
-// is asynchronous in earnest for direct I/O. One goroutine submits reads, any
-// number submit writes, one reaps. The kernel tells of completions through an
+// is asynchronous in earnest for direct I/O. Any number of goroutines submit, and
+// none of them ever waits; one reaps. The kernel tells of completions through an
 // eventfd, on which the reaper waits as on a socket.
 type Async struct {
 	context uintptr
@@ -90,22 +90,42 @@ func NewAsync(depth int) (*Async, error) {
 	return a, nil
 }
 
-// fill makes a free slot an operation on the file. It returns false when the
-// file is closed.
-func (a *Async) fill(index uint32, opcode uint16, f *realFile, bufs [][]byte, off int64, user any) bool {
-	if f.acquire() != nil {
-		a.free <- index
-		return false
+// slot takes a free slot for an operation on the file, which stays open until
+// the slot is taken back. It returns nil when there is none, or the file is not
+// one for it.
+func (a *Async) slot(file File, bufs [][]byte, fits func(*realFile) bool) *asyncOp {
+	b, ok := file.(behindFile)
+	if !ok || len(bufs) > MaxAsyncBuffers {
+		return nil
 	}
-	s := &a.slots[index]
-	s.file, s.user, s.want = f, user, total(bufs)
+	f := b.behind()
+	if f == nil || !f.direct || !fits(f) {
+		return nil
+	}
+	select {
+	case index := <-a.free:
+		if f.acquire() != nil {
+			a.free <- index
+			return nil
+		}
+		s := &a.slots[index]
+		s.file = f
+		return s
+	default:
+		return nil
+	}
+}
+
+// fill makes the slot an operation that fails with EAGAIN where submitting it
+// would have to wait.
+func (s *asyncOp) fill(opcode uint16, bufs [][]byte, off int64, user any) {
+	s.user, s.want = user, total(bufs)
 	for i, buf := range bufs {
 		s.iovec[i].Base = unsafe.SliceData(buf)
 		s.iovec[i].SetLen(len(buf))
 	}
-	s.block.opcode, s.block.fd, s.block.offset, s.block.rwf = opcode, uint32(f.fd), off, 0
+	s.block.opcode, s.block.fd, s.block.offset, s.block.rwf = opcode, uint32(s.file.fd), off, unix.RWF_NOWAIT
 	s.block.buffer, s.block.bytes = uint64(uintptr(unsafe.Pointer(&s.iovec))), uint64(len(bufs))
-	return true
 }
 
 // Write starts a durable write of the buffers at off; user comes back when it
@@ -113,45 +133,22 @@ func (a *Async) fill(index uint32, opcode uint16, f *realFile, bufs [][]byte, of
 // wait, or is not to be had: use File.Write then. It never waits, whatever
 // state the disk is in.
 func (a *Async) Write(file File, bufs [][]byte, off int64, user any) bool {
-	d, ok := file.(behindFile)
-	if !ok || len(bufs) > MaxAsyncBuffers {
+	s := a.slot(file, bufs, func(f *realFile) bool { return checkWrite(bufs, off, f.size) == nil })
+	if s == nil {
 		return false
 	}
-	f := d.behind()
-	if f == nil || !f.direct || checkWrite(bufs, off, f.size) != nil {
-		return false
-	}
-	var index uint32
-	select {
-	case index = <-a.free:
-	default:
-		return false
-	}
-	if !a.fill(index, opPwritev, f, bufs, off, user) {
-		return false
-	}
-	s := &a.slots[index]
-	s.block.rwf = unix.RWF_DSYNC | unix.RWF_NOWAIT
+	s.fill(opPwritev, bufs, off, user)
+	s.block.rwf |= unix.RWF_DSYNC
 	block := &s.block
 	s.handed.Store(true)
 	n, _, errno := unix.Syscall(unix.SYS_IO_SUBMIT, a.context, 1, uintptr(unsafe.Pointer(&block)))
 	if n != 1 || errno != 0 {
 		s.handed.Store(false)
-		a.take(index)
+		a.take(uint32(block.data))
 		return false
 	}
 	return true
 }
-
-// AsyncBatch gathers reads for one submission. It belongs to the goroutine
-// that submits.
-type AsyncBatch struct {
-	queue  *Async
-	blocks []*iocb
-}
-
-// Batch makes an empty batch.
-func (a *Async) Batch() *AsyncBatch { return &AsyncBatch{queue: a} }
 
 // behindFile is a file that can be read and written behind its own back.
 type behindFile interface{ behind() *realFile }
@@ -166,34 +163,28 @@ func (f *faultyFile) behind() *realFile {
 	return nil
 }
 
+// AsyncBatch gathers reads for one submission. It belongs to the goroutine
+// that submits.
+type AsyncBatch struct {
+	queue  *Async
+	blocks []*iocb
+}
+
+// Batch makes an empty batch.
+func (a *Async) Batch() *AsyncBatch { return &AsyncBatch{queue: a} }
+
 // Add puts a read of the buffers from off on into the batch; user comes back
-// when it was reaped. It returns false when the file cannot be read that way,
-// and when full slots mean that the batch must be submitted first, full.
-func (b *AsyncBatch) Add(file File, bufs [][]byte, off int64, user any) (added, full bool) {
-	d, ok := file.(behindFile)
-	if !ok || len(bufs) > MaxAsyncBuffers {
-		return false, false
+// when it was reaped. It returns false, and has done nothing, when too much is
+// under way, or the file cannot be read that way: use File.Read then.
+func (b *AsyncBatch) Add(file File, bufs [][]byte, off int64, user any) bool {
+	s := b.queue.slot(file, bufs, func(f *realFile) bool { return checkRead(bufs, off, f.size) == nil })
+	if s == nil {
+		return false
 	}
-	f := d.behind()
-	if f == nil || checkRead(bufs, off, f.size) != nil {
-		return false, false
-	}
-	var index uint32
-	select {
-	case index = <-b.queue.free:
-	default:
-		if len(b.blocks) > 0 {
-			return false, true
-		}
-		index = <-b.queue.free // the reaper frees one: some are under way
-	}
-	if !b.queue.fill(index, opPreadv, f, bufs, off, user) {
-		return false, false
-	}
-	s := &b.queue.slots[index]
+	s.fill(opPreadv, bufs, off, user)
 	b.blocks = append(b.blocks, &s.block)
 	s.handed.Store(true)
-	return true, false
+	return true
 }
 
 // Submit hands the batch to the kernel. Those that the kernel refuses are
@@ -224,8 +215,8 @@ func (a *Async) take(index uint32) (user any) {
 
 // Reap waits for operations to end and calls fn for each, with the kernel's
 // error, or one that wraps io.ErrUnexpectedEOF for a transfer that came up
-// short. unix.EAGAIN means of a write that nothing was done, because it would
-// have had to wait. Reap returns when the queue is closed.
+// short. unix.EAGAIN means that nothing was done, because it would have had to
+// wait. Reap returns when the queue is closed.
 func (a *Async) Reap(fn func(user any, err error)) error {
 	var events [64]ioEvent
 	var count [8]byte

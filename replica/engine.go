@@ -11,8 +11,6 @@ import (
 // The bounds of a slot's goroutines.
 const (
 	readWorkers = 32 // blocking reads at a time
-	// readOperations is the most that one shard has under way.
-	readOperations = 64
 )
 
 // Engine carries out a slot's operations: reads and small durable appends in
@@ -34,16 +32,18 @@ type Engine struct {
 func StartEngine(s *Slot) *Engine {
 	shards := int(s.super.Shards)
 	e := &Engine{slot: s, meta: newWorkers(min(3*shards, 16))}
-	async, err := disk.NewAsync(asyncDepth + shards)
+	async, err := disk.NewAsync(asyncDepth)
 	if err == nil {
 		e.async = async
-		e.startReap()
 	}
-	e.reads = startReads(s, e.async, shards*readOperations)
+	e.reads = newReads(s, e.async)
 	for range shards {
 		l := &lane{slot: s, async: e.async, work: make(chan *journal.IO, 1)}
 		e.lanes = append(e.lanes, l)
 		e.startLane(l)
+	}
+	if e.async != nil {
+		e.startReap()
 	}
 	return e
 }
@@ -65,8 +65,16 @@ func (e *Engine) startReap() {
 // Slot returns the slot that the engine works for.
 func (e *Engine) Slot() *Slot { return e.slot }
 
-// IO carries out an append or sync of a lane, after those before it.
+// IO takes an append or sync of a lane, to be carried out after those before
+// it, from the next Kick on.
 func (e *Engine) IO(io *journal.IO) { e.lanes[io.Lane.Shard].enter(io) }
+
+// Kick starts what a shard has handed over: appends, syncs and reads. It never
+// blocks, but does make system calls, so it is called between turns.
+func (e *Engine) Kick(shard uint16) {
+	e.lanes[shard].kick()
+	e.reads.kick()
+}
 
 type prepareTask struct {
 	slot *Slot
@@ -142,8 +150,8 @@ func (t *readTask) finish() {
 	}
 }
 
-// Read reads blocks of the slot's log. Blocks that are scattered over it are
-// read at the same time.
+// Read takes a read of the slot's log, to be started by the next Kick. Blocks
+// that are scattered over it are read at the same time.
 func (e *Engine) Read(r *journal.Read) { e.reads.read(r) }
 
 // fail reports a piece that could not be started.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -22,7 +23,8 @@ type lane struct {
 	async *disk.Async      // nil: the kernel has none for us
 	work  chan *journal.IO // to the lane's goroutine; closed by the engine
 
-	mu      sync.Mutex // guards what follows; held for no I/O
+	posted  atomic.Bool // something may wait for a kick
+	mu      sync.Mutex  // guards what follows; held for no I/O
 	busy    bool
 	closed  bool          // work is closed: a hung append that comes back is dropped
 	waiting []*journal.IO // oldest first; the journal bounds a lane's operations
@@ -38,17 +40,27 @@ func (e *Engine) startLane(l *lane) {
 	})
 }
 
-// enter begins the operation, or lets it wait for those before it.
+// enter lets the operation wait for those before it and for the next kick.
 func (l *lane) enter(op *journal.IO) {
 	l.mu.Lock()
+	l.waiting = append(l.waiting, op)
+	l.mu.Unlock()
+	l.posted.Store(true)
+}
+
+// kick begins the oldest operation unless one is under way.
+func (l *lane) kick() {
+	if !l.posted.Load() || !l.posted.Swap(false) {
+		return
+	}
+	l.mu.Lock()
 	if l.busy {
-		l.waiting = append(l.waiting, op)
 		l.mu.Unlock()
 		return
 	}
 	l.busy = true
 	l.mu.Unlock()
-	l.begin(op)
+	l.next()
 }
 
 // begin gives the operation to the kernel or to the goroutine.
@@ -79,7 +91,8 @@ func (l *lane) close() {
 	close(l.work)
 }
 
-// next begins the oldest operation that waits. The one before it was reported.
+// next begins the oldest operation that waits; the one before it was reported.
+// The caller has the lane's turn, and gives it up when nothing waits.
 func (l *lane) next() {
 	l.mu.Lock()
 	if len(l.waiting) == 0 {

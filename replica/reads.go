@@ -2,43 +2,96 @@ package replica
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"trivet/disk"
 	"trivet/journal"
 )
 
-// asyncDepth is how many reads of a slot are under way in the kernel.
-const asyncDepth = 128
+// asyncDepth is how many operations of a slot are under way in the kernel.
+const asyncDepth = 256
 
 // reads carries out a slot's disk reads: asynchronously in the kernel, where
 // that is to be had; else, and whenever something is out of the ordinary, on a
 // bounded pool.
 type reads struct {
-	slot  *Slot
-	queue chan *journal.Read // operations to be submitted; the shards bound their number
-	async *disk.Async        // nil: everything goes to the pool
-	pool  *workers
-	done  sync.WaitGroup
+	slot    *Slot
+	async   *disk.Async // nil: everything goes to the pool
+	pool    *workers
+	batches sync.Pool // of *disk.AsyncBatch
+
+	posted  atomic.Bool     // waiting may hold something
+	mu      sync.Mutex      // guards waiting
+	waiting []*journal.Read // until the next kick; the shards bound their number
 }
 
-// startReads starts the submitting goroutine; operations is the most that all
-// shards have under way.
-func startReads(s *Slot, async *disk.Async, operations int) *reads {
-	r := &reads{slot: s, async: async, queue: make(chan *journal.Read, operations), pool: newWorkers(readWorkers)}
-	if async != nil {
-		r.startSubmit()
-	}
+func newReads(s *Slot, async *disk.Async) *reads {
+	r := &reads{slot: s, async: async, pool: newWorkers(readWorkers)}
+	r.batches.New = func() any { return r.async.Batch() }
 	return r
 }
 
-// read starts an operation. It never blocks.
+// read takes an operation, to be started by the next kick. It never blocks.
 func (r *reads) read(op *journal.Read) {
 	op.Pending.Store(int32(runsOf(op.Blocks)))
-	if r.async == nil {
-		eachRun(op, r.fallBack)
+	r.mu.Lock()
+	r.waiting = append(r.waiting, op)
+	r.mu.Unlock()
+	r.posted.Store(true)
+}
+
+// kick starts every operation that waits, in one call of the kernel. It never
+// blocks.
+func (r *reads) kick() {
+	if !r.posted.Load() || !r.posted.Swap(false) {
 		return
 	}
-	r.queue <- op
+	var few [16]*journal.Read
+	for {
+		r.mu.Lock()
+		n := copy(few[:], r.waiting)
+		r.waiting = append(r.waiting[:0], r.waiting[n:]...)
+		r.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		r.submit(few[:n])
+	}
+}
+
+// submit hands operations to the kernel, or to the pool.
+func (r *reads) submit(ops []*journal.Read) {
+	if r.async == nil {
+		for _, op := range ops {
+			eachRun(op, r.fallBack)
+		}
+		return
+	}
+	batch := r.batches.Get().(*disk.AsyncBatch)
+	defer r.batches.Put(batch)
+	for _, op := range ops {
+		eachRun(op, func(t *readTask) {
+			if !r.add(batch, t) {
+				r.fallBack(t)
+			}
+		})
+	}
+	batch.Submit(func(user any) { r.fallBack(user.(*readTask)) })
+}
+
+// add puts a run into the batch. It returns false when it cannot be read that
+// way, or has to wait.
+func (r *reads) add(batch *disk.AsyncBatch, t *readTask) bool {
+	blocks := t.read.Blocks[t.from:t.to]
+	file, base := r.slot.openReader(blocks[0].Entry.Segment)
+	if file == nil || len(blocks) > disk.MaxAsyncBuffers {
+		return false
+	}
+	var few [disk.MaxAsyncBuffers][]byte
+	for i := range blocks {
+		few[i] = blocks[i].Buf
+	}
+	return batch.Add(file, few[:len(blocks)], base+int64(blocks[0].Entry.Block)*journal.BlockSize, t)
 }
 
 // runsOf counts the runs of blocks that lie one behind the other on disk.
@@ -76,55 +129,6 @@ func (r *reads) fallBack(t *readTask) {
 	}
 }
 
-// startSubmit hands operations to the kernel, all that wait in one call. It is
-// not done by whoever runs the shard: submitting a read may wait for the disk.
-func (r *reads) startSubmit() {
-	batch := r.async.Batch()
-	refused := func(user any) { r.fallBack(user.(*readTask)) }
-	r.done.Go(func() {
-		for op := range r.queue {
-			r.add(batch, op, refused)
-			for more := true; more; {
-				select {
-				case next, open := <-r.queue:
-					if more = open; open {
-						r.add(batch, next, refused)
-					}
-				default:
-					more = false
-				}
-			}
-			batch.Submit(refused)
-		}
-	})
-}
-
-// add puts the operation's runs into the batch.
-func (r *reads) add(batch *disk.AsyncBatch, op *journal.Read, refused func(any)) {
-	eachRun(op, func(t *readTask) {
-		var few [disk.MaxAsyncBuffers][]byte
-		bufs := few[:0]
-		for i := t.from; i < t.to; i++ {
-			bufs = append(bufs, op.Blocks[i].Buf)
-		}
-		first := op.Blocks[t.from].Entry
-		file, base, err := r.slot.reader(first.Segment)
-		if err != nil {
-			r.fallBack(t)
-			return
-		}
-		at := base + int64(first.Block)*journal.BlockSize
-		added, full := batch.Add(file, bufs, at, t)
-		if full {
-			batch.Submit(refused)
-			added, _ = batch.Add(file, bufs, at, t)
-		}
-		if !added {
-			r.fallBack(t)
-		}
-	})
-}
-
 // reaped checks what was read. What is not as it should be is read once more
 // on the pool, which tells what is wrong with it.
 func (r *reads) reaped(t *readTask, err error) {
@@ -141,9 +145,5 @@ func (r *reads) reaped(t *readTask, err error) {
 	t.finish()
 }
 
-// close ends the goroutine. Nothing may be under way.
-func (r *reads) close() {
-	close(r.queue)
-	r.done.Wait()
-	r.pool.close()
-}
+// close joins the pool. Nothing may be under way.
+func (r *reads) close() { r.pool.close() }

@@ -208,6 +208,15 @@ func (s *Slot) reader(segment uint32) (disk.File, int64, error) {
 	return f, base, nil
 }
 
+// openReader is reader for those who must not wait: nil when the file is not
+// open yet.
+func (s *Slot) openReader(segment uint32) (disk.File, int64) {
+	file, base := s.pool.place(segment)
+	s.handleMu.RLock()
+	defer s.handleMu.RUnlock()
+	return s.handles[file], base
+}
+
 // prepare takes a segment from the pool and opens a handle to append to it.
 func (s *Slot) prepare(zero bool) (*journal.Open, error) {
 	segment, life, fresh, err := s.pool.take(zero)

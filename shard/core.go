@@ -14,6 +14,9 @@ type Slot interface {
 	journal.Executor
 	// Read reads blocks of the slot's log and checks them.
 	Read(*journal.Read)
+	// Kick starts what the shard has handed over. Unlike the others it is
+	// called between turns, by any goroutine, and may make system calls.
+	Kick(shard uint16)
 }
 
 // Config is what a shard is made of.

@@ -187,6 +187,11 @@ func (s *Shard) turn() {
 	s.waiting.Store(s.backlog != nil)
 	s.owned.Store(false)
 
+	for _, slot := range c.cfg.Slots {
+		if slot != nil {
+			slot.Kick(c.cfg.Index)
+		}
+	}
 	for p := done.oldest; p != nil; {
 		next := p.newer
 		p.queue, p.older, p.newer = nil, nil, nil
