@@ -24,13 +24,14 @@ func (l *Lane) append(now time.Duration) bool {
 }
 
 // batchDue tells whether waiting records should be written now: somebody waits
-// for them, they are many, they are late, or they are written again.
+// for them and no other sync is under way, they are many, they are late, or they
+// are written again.
 func (l *Lane) batchDue(now time.Duration) bool {
 	if l.window.Last() <= l.batched {
 		return false
 	}
 	next := l.batched + 1
-	return next <= l.want || next <= l.rewriting ||
+	return next <= l.want && l.outstanding < maxSyncing || next <= l.rewriting ||
 		l.outstanding == 0 && now >= l.pendingSince+batchDelay ||
 		int64(l.window.itemNext-l.batchedItem)*BlockSize >= batchBytes
 }

@@ -9,6 +9,7 @@ import (
 // The lane's policy. Times are small against a request's deadline.
 const (
 	maxOutstanding  = 3                      // operations handed to the executor
+	maxSyncing      = 1                      // of them, for small durable batches: what waits meanwhile goes in one
 	batchBytes      = 1 << 20                // a batch goes out when this much waits
 	batchDelay      = 4 * time.Millisecond   // or when its first record has waited this long
 	syncBytes       = 8 << 20                // unsynced bytes after which the lane syncs by itself
