@@ -3,6 +3,8 @@ package device
 import (
 	"errors"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -10,12 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"trivet/journal"
+	"trivet/shard"
 )
 
 // The bounds of what is remembered.
 const (
 	maxEvents      = 256
 	maxErrorKinds  = 32
+	maxSayings     = 16
 	repeatInterval = 10 * time.Second
 )
 
@@ -33,11 +37,18 @@ type ErrorCount struct {
 	Count       uint64
 	First, Last time.Time
 
-	said time.Time // when it was logged last
+	said []saying // what was logged with it; at most maxSayings
 }
 
-// events keeps the last events and counts errors. The first error of a kind is
-// logged at once, then one line an interval, however many there are.
+// saying is a text, without its numbers, and when it was logged last.
+type saying struct {
+	what string
+	at   time.Time
+}
+
+// events keeps the last events and counts errors. What is said of a kind of
+// error is logged at once, and then once an interval, however often it happens
+// and to whichever block.
 type events struct {
 	log *slog.Logger
 
@@ -52,13 +63,9 @@ func (e *events) note(slot int, what string, err error) {
 	now := time.Now()
 	e.mu.Lock()
 	if err != nil {
-		c := e.count(slot, kindOf(err), now)
-		if c != nil && now.Sub(c.said) < repeatInterval {
+		if c := e.count(slot, kindOf(err), now); c != nil && c.repeats(what, now) {
 			e.mu.Unlock()
 			return
-		}
-		if c != nil {
-			c.said = now
 		}
 	}
 	text := what
@@ -95,6 +102,31 @@ func (e *events) count(slot int, kind string, now time.Time) *ErrorCount {
 	return c
 }
 
+// repeats tells whether that was said within the last interval; if not, it is
+// said now.
+func (c *ErrorCount) repeats(what string, now time.Time) bool {
+	what = strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' {
+			return -1
+		}
+		return r
+	}, what)
+	for i := range c.said {
+		if s := &c.said[i]; s.what == what {
+			recent := now.Sub(s.at) < repeatInterval
+			if !recent {
+				s.at = now
+			}
+			return recent
+		}
+	}
+	if len(c.said) == maxSayings {
+		c.said = slices.Delete(c.said, 0, 1)
+	}
+	c.said = append(c.said, saying{what, now})
+	return false
+}
+
 // kindOf names an error for counting.
 func kindOf(err error) string {
 	var errno syscall.Errno
@@ -105,6 +137,8 @@ func kindOf(err error) string {
 		return "CHECKSUM"
 	case errors.Is(err, journal.ErrDamaged):
 		return "DAMAGED"
+	case errors.Is(err, shard.ErrStalled):
+		return "STALLED"
 	}
 	return "OTHER"
 }
@@ -126,7 +160,9 @@ func (e *events) counts() []ErrorCount {
 	defer e.mu.Unlock()
 	var out []ErrorCount
 	for _, c := range e.errors {
-		out = append(out, *c)
+		counted := *c
+		counted.said = nil
+		out = append(out, counted)
 	}
 	return out
 }

@@ -100,9 +100,9 @@ func (s *Snapshot) add(v *shard.View) {
 		slot.UnsyncedBytes += l.UnsyncedBytes
 		if l.LastError != nil {
 			slot.LastError = l.LastError
-			if !slot.Live && slot.Reason == nil {
-				slot.Reason = l.LastError
-			}
+		}
+		if !slot.Live && slot.Reason == nil {
+			slot.Reason = l.Fault
 		}
 	}
 }

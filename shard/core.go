@@ -90,6 +90,7 @@ type core struct {
 	stopped  error       // why nothing is written any more
 	atLeast  journal.LSN // what every flush must cover: the note of the last drop
 	reported [journal.MaxSlots]bool
+	told     [journal.MaxSlots]error // the lane's last error, once it was told
 
 	sinceFlush int // records
 	eager      bool
@@ -276,9 +277,13 @@ func (c *core) isQuiet() bool {
 // done and nothing is under way.
 func (c *core) checkpoint(fn func()) { c.quiet = append(c.quiet, fn) }
 
-// supervise reports a lane that gave up, or that stands still. It returns
-// when it has to look again.
+// supervise reports a lane that met an error, gave up, or stands still. It
+// returns when it has to look again.
 func (c *core) supervise(slot journal.SlotID, l *journal.Lane) time.Duration {
+	if err := l.LastError(); err != c.told[slot] {
+		c.told[slot] = err
+		c.cfg.Event(int(slot), "an operation of the log or its map failed, and is tried again", err)
+	}
 	if err := l.Fault(); err != nil {
 		if !c.reported[slot] {
 			c.reported[slot] = true
@@ -295,7 +300,7 @@ func (c *core) supervise(slot journal.SlotID, l *journal.Lane) time.Duration {
 	}
 	due := oldest + c.stallBudget()
 	if c.now >= due {
-		c.faults = append(c.faults, fault{slot, false, errStalled{c.now - oldest}})
+		c.faults = append(c.faults, fault{slot, false, stalled(c.now - oldest)})
 		return c.now + c.cfg.StallAfter
 	}
 	return due

@@ -42,6 +42,9 @@ var (
 	ErrStopped = errors.New("device is stopped: no quorum of slots")
 )
 
+// ErrStalled: a slot has had an operation of a lane for too long.
+var ErrStalled = errors.New("no answer")
+
 // Part is the piece of a request that lies in one region of one shard (a
 // Flush: the share of the whole shard). It belongs to the submitter until
 // Submit and again from Done on.

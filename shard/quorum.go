@@ -9,11 +9,9 @@ import (
 	"trivet/journal"
 )
 
-// errStalled: an operation of a lane has been under way for too long.
-type errStalled struct{ since time.Duration }
-
-func (e errStalled) Error() string {
-	return fmt.Sprintf("no answer for %v", e.since.Round(time.Millisecond))
+// stalled is the error of a slot that has not answered for so long.
+func stalled(since time.Duration) error {
+	return fmt.Errorf("%w for %v", ErrStalled, since.Round(time.Millisecond))
 }
 
 // errDropped wraps why a slot was dropped when that stopped the device.

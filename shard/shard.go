@@ -58,13 +58,14 @@ type Shard struct {
 	core core // the owner's
 	host Host
 
-	inbox   atomic.Pointer[event] // newest first; pushed by all, emptied by the owner
-	owned   atomic.Bool
-	waiting atomic.Bool // backlog is not empty: written by the owner
-	backlog *event      // taken from the inbox, oldest first; the owner's
-	armed   time.Duration
-	ticking atomic.Bool // tick is in the inbox
-	tick    event
+	inbox    atomic.Pointer[event] // newest first; pushed by all, emptied by the owner
+	owned    atomic.Bool
+	waiting  atomic.Bool // backlog is not empty: written by the owner
+	backlog  *event      // taken from the inbox, oldest first; the owner's
+	armed    time.Duration
+	ticking  atomic.Bool  // tick is in the inbox
+	pressure atomic.Int32 // see Pressure; written by the owner
+	tick     event
 }
 
 // event is a node of the inbox, embedded in what it brings.
@@ -106,6 +107,14 @@ func (s *Shard) Post(p *Part) {
 	p.target, p.merged, p.op, p.avoid, p.stuck = 0, 0, nil, 0, 0
 	s.post(&p.event)
 }
+
+// Full is the pressure at which no more may be written.
+const Full = 1000
+
+// Pressure tells how short of log space the shard is: 0 while there is no need
+// to hurry, Full when nothing more may be written before space was reclaimed.
+// It is that of the quorum: a slot that alone is short of space does not count.
+func (s *Shard) Pressure() int { return int(s.pressure.Load()) }
 
 // Tick runs the shard because time has passed.
 func (s *Shard) Tick() {

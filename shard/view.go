@@ -27,6 +27,7 @@ type LaneView struct {
 	Usage            journal.Usage
 	Pins             int // reads under way
 	LastError        error
+	Fault            error // why the lane has given up, or its slot was dropped
 }
 
 // Lane returns the state of the slot's lane; ok is false when it has none.
@@ -38,7 +39,7 @@ func (v *View) Lane(slot int) (view LaneView, ok bool) {
 	}
 	return LaneView{
 		Live: c.live[slot], BacklogBytes: l.BacklogBytes(), UnsyncedBytes: l.UnsyncedBytes(),
-		Written: l.Written(), Durable: l.Durable(), Usage: l.Usage(), Pins: l.Pins(), LastError: l.LastError(),
+		Written: l.Written(), Durable: l.Durable(), Usage: l.Usage(), Pins: l.Pins(), LastError: l.LastError(), Fault: l.Fault(),
 	}, true
 }
 
