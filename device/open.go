@@ -44,6 +44,8 @@ type Options struct {
 	Log      *slog.Logger
 	// HelperCommand starts the metadata helper; default: this program.
 	HelperCommand []string
+	// ReclaimAlways cleans segments whether or not space is short, for tests.
+	ReclaimAlways bool
 }
 
 // The defaults, and the bounds of memory.
