@@ -280,7 +280,7 @@ func (c *core) checkpoint(fn func()) { c.quiet = append(c.quiet, fn) }
 // supervise reports a lane that met an error, gave up, or stands still. It
 // returns when it has to look again.
 func (c *core) supervise(slot journal.SlotID, l *journal.Lane) time.Duration {
-	if err := l.LastError(); err != c.told[slot] {
+	if err := l.LastError(); err != c.told[slot] && l.Fault() == nil {
 		c.told[slot] = err
 		c.cfg.Event(int(slot), "an operation of the log or its map failed, and is tried again", err)
 	}
