@@ -67,8 +67,8 @@ func (v *volume) open() {
 	v.Device = d
 }
 
-// close closes the volume; nothing may be left in the arena when all slots
-// that take part are whole.
+// close closes the volume; nothing may be left in flight or in the arena
+// unless the device has stopped.
 func (v *volume) close() {
 	v.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -83,6 +83,9 @@ func (v *volume) close() {
 	}
 	if n := d.Inflight(); len(n) > 0 {
 		v.t.Errorf("%d parts are in flight after close", len(n))
+	}
+	if leaked := int(d.arenaPages) - d.arena.FreePages(); leaked != 0 {
+		v.t.Errorf("%d pages of the arena were not given back", leaked)
 	}
 }
 
