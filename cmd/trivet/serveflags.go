@@ -44,6 +44,7 @@ type serveFlags struct {
 	arena        string
 	name         string
 	survivor     string
+	reclaim      string
 	logLevel     string
 }
 
@@ -64,10 +65,12 @@ func (f *serveFlags) register(set *pflag.FlagSet) {
 	set.StringVar(&f.name, "name", "", "name of the export, besides the empty one (default: DIR's name)")
 	set.StringVar(&f.survivor, "survivor", "", "open the volume with this slot alone, although too few slots are\n"+
 		"usable or records are missing; says how far it may lag")
+	set.StringVar(&f.reclaim, "reclaim", reclaimAuto, "when segments are cleaned: auto (when space gets short) or always\n"+
+		"(whatever there is, without a pause; for tests)")
 	set.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	for flag, word := range map[string]string{
 		"listen": "URI", "slot": "ID=DIR", "control": "PATH",
-		"arena": "DIR", "name": "NAME", "survivor": "ID", "log-level": "LEVEL",
+		"arena": "DIR", "name": "NAME", "survivor": "ID", "reclaim": "WHEN", "log-level": "LEVEL",
 	} {
 		nameValue(set, flag, word)
 	}
@@ -105,7 +108,7 @@ func (f *serveFlags) plan(dir string) (p servePlan, err error) {
 		return p, err
 	}
 	for _, step := range []func(*servePlan) error{
-		f.planSize, f.planShape, f.planSlots, f.planSurvivor, f.planListeners, f.planArena, f.planLimits, f.planName, f.planLog,
+		f.planSize, f.planShape, f.planSlots, f.planSurvivor, f.planListeners, f.planArena, f.planLimits, f.planReclaim, f.planName, f.planLog,
 	} {
 		if err := step(&p); err != nil {
 			return p, err
@@ -271,6 +274,23 @@ func (f *serveFlags) planLimits(p *servePlan) error {
 	p.volume.Deadline = time.Duration(f.deadline)
 	if p.volume.Deadline < minDeadline || p.volume.Deadline > maxDeadline {
 		return fmt.Errorf("--deadline %s: it is from %s to %s", p.volume.Deadline, minDeadline, maxDeadline)
+	}
+	return nil
+}
+
+// The values of --reclaim.
+const (
+	reclaimAuto   = "auto"
+	reclaimAlways = "always"
+)
+
+func (f *serveFlags) planReclaim(p *servePlan) error {
+	switch f.reclaim {
+	case "", reclaimAuto:
+	case reclaimAlways:
+		p.volume.ReclaimAlways = true
+	default:
+		return fmt.Errorf("--reclaim %q: it is %s or %s", f.reclaim, reclaimAuto, reclaimAlways)
 	}
 	return nil
 }

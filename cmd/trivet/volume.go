@@ -29,6 +29,8 @@ type VolumeOptions struct {
 	Deadline    time.Duration // by which every request completes
 	Survivor    int           // slot plus one that is opened alone; 0 for none
 	Log         *slog.Logger
+	// ReclaimAlways cleans segments whether or not space is short.
+	ReclaimAlways bool
 }
 
 // errNoVolume is wrapped by openVolume when the directory holds no volume and
@@ -66,6 +68,7 @@ func openVolume(ctx context.Context, o VolumeOptions) (Volume, error) {
 	d, err := device.Open(ctx, device.Options{
 		Dir: o.Dir, Slots: o.Slots, Name: o.Name, Size: o.SizeBytes, Replicas: o.Replicas, Shards: o.Shards,
 		ArenaDir: o.ArenaDir, Memory: o.MemoryBytes, Deadline: o.Deadline, Survivor: o.Survivor, Faults: faults, Log: o.Log,
+		ReclaimAlways: o.ReclaimAlways,
 	})
 	if errors.Is(err, device.ErrNoVolume) {
 		return nil, errNoVolume
