@@ -89,7 +89,7 @@ func (w *world) recoverLane(l *testLane, all []*Recovery) *Recovery {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	lsn := r.Known[l.id.Slot]
+	lsn := r.Known[l.id.Slot].Since(r.Began)
 	if err := r.Vouch(lsn); err != nil {
 		w.t.Fatal(err)
 	}
@@ -146,6 +146,52 @@ func TestCopyThenServe(t *testing.T) {
 			w.restart(true)
 			w.checkAll()
 		})
+	}
+}
+
+// TestCopySettlesMarks: what was known durable of the slot that a copy replaces
+// vouches for nothing afterwards, also when the volume crashes before it served.
+// What is known durable since then does.
+func TestCopySettlesMarks(t *testing.T) {
+	w := diverge(t, 3)
+	all := w.recoverAll()
+	behind := w.lanes[0]
+	if err := w.copyLane(0, all, false); err != nil {
+		t.Fatal(err)
+	}
+	behind.stop(true)
+	for _, c := range []struct {
+		generation Generation
+		damaged    bool
+	}{{w.gen, false}, {w.gen + 1, true}} {
+		r, err := behind.recover()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var known Known
+		known.add(Stamp{c.generation, r.Stamp.LSN + 7})
+		if err := r.Vouch(known.Since(r.Began)); err != nil {
+			t.Fatal(err)
+		}
+		if (r.Damage != nil) != c.damaged {
+			t.Errorf("a mark of generation %d, copied in %d: damage %v", c.generation, w.gen+1, r.Damage)
+		}
+	}
+}
+
+// TestKnown: a later generation's marks count besides an earlier one's higher.
+func TestKnown(t *testing.T) {
+	var k Known
+	for _, mark := range []Stamp{{5, 0}, {5, 90}, {5, 105}, {4, 100}, {7, 101}, {6, 99}, {7, 100}} {
+		k.add(mark)
+	}
+	for since, want := range map[Generation]LSN{0: 105, 5: 105, 6: 101, 7: 101, 8: 0} {
+		if got := k.Since(since); got != want {
+			t.Errorf("since generation %d: %d, expected %d", since, got, want)
+		}
+	}
+	if len(k) != 2 {
+		t.Errorf("%v are kept, two of them matter", k)
 	}
 }
 

@@ -55,7 +55,7 @@ func (l *testLane) mustEnd(lsn LSN, damaged bool) {
 	if err != nil {
 		l.w.t.Fatal(err)
 	}
-	if err := r.Vouch(r.Known[0]); err != nil {
+	if err := r.Vouch(r.Known[0].Since(r.Began)); err != nil {
 		l.w.t.Fatal(err)
 	}
 	if r.Stamp.LSN != lsn || (r.Damage != nil) != damaged {

@@ -85,8 +85,13 @@ type Recovery struct {
 	Incomplete bool
 	// Damage is nil, or why the log ends before what is known to be durable.
 	Damage error
-	// Known is, by slot, the LSN that this lane's descriptors know durable.
-	Known [MaxSlots]LSN
+	// Known is, by slot, what this lane's descriptors know durable there.
+	Known [MaxSlots]Known
+	// Began is the generation of the segment at which replay began, or 0: what
+	// any generation before it had made durable in this lane is in the
+	// checkpoint, or counted no more when the lane was copied from a peer. Marks
+	// of those generations vouch for nothing in the log.
+	Began Generation
 	// Suspect is, by slot, the LSN from which that slot must not be trusted,
 	// or 0, as of the lane's last descriptor.
 	Suspect [MaxSlots]LSN
@@ -105,6 +110,35 @@ type Recovery struct {
 	chain   uint32
 	stopped *descriptor // a batch with bad data: torn, or rotten if vouched for
 	bad     []int       // its bad data blocks
+}
+
+// Known is what durable marks tell of one slot's lane: for each generation that
+// still matters, the highest LSN. Later generations have lower LSNs in it.
+type Known []Stamp
+
+// add notes a mark: the LSN, and the generation that it was written in.
+func (k *Known) add(mark Stamp) {
+	if mark.LSN == 0 {
+		return
+	}
+	covers := func(a, b Stamp) bool { return a.Generation >= b.Generation && a.LSN >= b.LSN }
+	for _, other := range *k {
+		if covers(other, mark) {
+			return
+		}
+	}
+	*k = append(slices.DeleteFunc(*k, func(other Stamp) bool { return covers(mark, other) }), mark)
+}
+
+// Since returns the highest LSN known durable by marks of the generation and
+// later ones; 0 for none.
+func (k Known) Since(g Generation) (lsn LSN) {
+	for _, mark := range k {
+		if mark.Generation >= g {
+			lsn = max(lsn, mark.LSN)
+		}
+	}
+	return lsn
 }
 
 // Recover loads the lane's checkpoint and replays its log behind it. It stops
@@ -174,6 +208,9 @@ func (r *Recovery) replay() error {
 	l := r.Lane
 	if r.segment == nil {
 		r.segment, r.offset, r.chain = r.find(l.position.life, l.position.segment), l.position.offset, l.position.chain
+		if r.segment != nil {
+			r.Began = r.segment.generation
+		}
 	}
 	life := l.position.life
 	for {
@@ -182,8 +219,7 @@ func (r *Recovery) replay() error {
 			limit := ^LSN(0)
 			if next != nil { // it was begun after everything up to its tail was synced
 				limit = next.tail
-				own := &r.Known[l.cfg.ID.Slot]
-				*own = max(*own, limit)
+				r.Known[l.cfg.ID.Slot].add(Stamp{next.generation, limit})
 			}
 			if err := r.replaySegment(limit); err != nil {
 				return err
@@ -333,7 +369,7 @@ func (r *Recovery) apply(d *descriptor) {
 		r.Stamp = Stamp{d.generation, max(r.Stamp.LSN, d.lastLSN())}
 	}
 	for i := range d.durable {
-		r.Known[i] = max(r.Known[i], d.durable[i])
+		r.Known[i].add(Stamp{d.generation, d.durable[i]})
 	}
 	r.Suspect = d.suspect
 	r.offset += 1 + d.dataBlocks
@@ -432,7 +468,7 @@ func (r *Recovery) inspect(h *header, from, blocks uint32) error {
 		want := h.position
 		want.offset = at
 		if binary.LittleEndian.Uint64(block) == descriptorMagic && decodeDescriptor(block, want, &d) == nil {
-			r.Known[own] = max(r.Known[own], d.durable[own])
+			r.Known[own].add(Stamp{d.generation, d.durable[own]})
 		}
 	}
 	return nil

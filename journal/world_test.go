@@ -438,19 +438,19 @@ func (w *world) crash(power bool) {
 // recoverAll recovers every lane and vouches with what all of them know.
 func (w *world) recoverAll() []*Recovery {
 	all := make([]*Recovery, len(w.lanes))
-	var known [MaxSlots]LSN
 	for i, l := range w.lanes {
 		r, err := l.recover()
 		if err != nil {
 			w.t.Fatalf("slot %d: %v", i, err)
 		}
 		all[i] = r
-		for s := range known {
-			known[s] = max(known[s], r.Known[s])
-		}
 	}
 	for i, r := range all {
-		if err := r.Vouch(known[i]); err != nil {
+		var known LSN
+		for _, peer := range all {
+			known = max(known, peer.Known[r.Lane.cfg.ID.Slot].Since(r.Began))
+		}
+		if err := r.Vouch(known); err != nil {
 			w.t.Fatalf("slot %d: %v", i, err)
 		}
 		w.lanes[i].freeUnused(r)

@@ -86,23 +86,13 @@ func (c *checker) vouch() {
 				if r == nil {
 					continue
 				}
-				if err := r.Vouch(known(lanes, i)); err != nil {
+				if err := r.Vouch(c.known(shard, i)); err != nil {
 					c.Found(i, fmt.Sprintf("shard %d", shard), err)
 					lanes[i] = nil
 				}
 			}
 		}
 	}
-}
-
-// known returns the LSN up to which any of a shard's lanes knows slot i durable.
-func known(lanes []*journal.Recovery, i int) (lsn journal.LSN) {
-	for _, r := range lanes {
-		if r != nil {
-			lsn = max(lsn, r.Known[i])
-		}
-	}
-	return lsn
 }
 
 // shard verifies the lanes of one shard and compares those that are at the

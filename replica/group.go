@@ -3,7 +3,6 @@ package replica
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -210,18 +209,26 @@ func (g *Group) vouch() {
 				if r == nil {
 					continue
 				}
-				var known journal.LSN
-				for _, peer := range lanes {
-					if peer != nil {
-						known = max(known, peer.Known[i])
-					}
-				}
-				if err := r.Vouch(known); err != nil {
+				if err := r.Vouch(g.known(shard, i)); err != nil {
 					g.exclude(i, fmt.Errorf("shard %d: %w", shard, err))
 				}
 			}
 		}
 	}
+}
+
+// known returns the LSN up to which any of a shard's lanes knows slot i to be
+// durable. What they know of a slot that is blank is true of the one before it.
+func (g *Group) known(shard, i int) (lsn journal.LSN) {
+	if g.Slots[i].blank() {
+		return 0
+	}
+	for _, r := range g.Lanes[shard] {
+		if r != nil {
+			lsn = max(lsn, r.Known[i].Since(g.Lanes[shard][i].Began))
+		}
+	}
+	return lsn
 }
 
 // adopt syncs what the slot's lanes have replayed, and gives its other
@@ -300,11 +307,19 @@ func (g *Group) checkQuorum() error {
 func (g *Group) reportLag(slot int) {
 	for shard, lanes := range g.Lanes {
 		r := lanes[slot]
-		known := slices.Max(r.Known[:])
+		known := highest(r.Known)
 		lag := int64(known) - int64(r.Stamp.LSN)
 		g.opt.Log(slot, fmt.Sprintf("opened as the only survivor: shard %d is at generation %d LSN %d; its peers were known durable up to LSN %d (%d records ahead), and may have been further",
 			shard, r.Stamp.Generation, r.Stamp.LSN, known, max(lag, 0)), nil)
 	}
+}
+
+// highest returns the highest LSN that a lane knows durable in any slot.
+func highest(known [journal.MaxSlots]journal.Known) (lsn journal.LSN) {
+	for _, k := range known {
+		lsn = max(lsn, k.Since(0))
+	}
+	return lsn
 }
 
 // chooseGeneration takes one higher than any that was promised or used, and
@@ -317,7 +332,7 @@ func (g *Group) chooseGeneration() {
 		for _, r := range lanes {
 			if r != nil {
 				g.Generation = max(g.Generation, r.Stamp.Generation)
-				last = max(last, r.Stamp.LSN, slices.Max(r.Known[:]))
+				last = max(last, r.Stamp.LSN, highest(r.Known))
 			}
 		}
 		if g.opt.Arena != nil {

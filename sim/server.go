@@ -305,7 +305,7 @@ func (s *server) checkRecovery() {
 			if r == nil || s.w.legs[i].suspicious || s.w.legs[i].stale && s.w.legs[i].unsynced {
 				continue
 			}
-			if r.Damage != nil && !s.w.legs[i].replaced || len(r.Rotten) > 0 {
+			if r.Damage != nil || len(r.Rotten) > 0 {
 				s.w.fail("slot %d shard %d: %d blocks rotten, damage %v, but nothing was done to it", i, shard, len(r.Rotten), r.Damage)
 			}
 		}

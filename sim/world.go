@@ -57,6 +57,7 @@ type world struct {
 	plan     []action // faults of this life, by step
 	step     int
 	rules    []inject.ID
+	heard    func(slot int, what string) // what an operator is told; nil: nobody listens
 }
 
 // config is what differs between runs.
@@ -96,21 +97,29 @@ func (w *world) fail(format string, args ...any) {
 // Run runs one seed and returns what went wrong, if anything.
 func Run(seed uint64, opt Options) (cover Coverage, err error) {
 	w := newWorld(seed, opt)
+	if err := w.attempt(w.run); err != nil {
+		return nil, fmt.Errorf("seed %d %w", seed, err)
+	}
+	return w.cover, nil
+}
+
+// attempt calls run and returns what went wrong in it.
+func (w *world) attempt(run func()) (err error) {
 	defer func() {
 		p := recover()
 		if p == nil {
 			return
 		}
 		if f, ok := p.(failure); ok {
-			err = fmt.Errorf("seed %d at %v: %s", seed, w.now, f.text)
+			err = fmt.Errorf("at %v: %s", w.now, f.text)
 		} else {
-			err = fmt.Errorf("seed %d at %v: panic: %v\n%s", seed, w.now, p, debug.Stack())
+			err = fmt.Errorf("at %v: panic: %v\n%s", w.now, p, debug.Stack())
 		}
 		w.trace("failed: %v", err)
 		w.arena = nil // the dead server may be in the middle of anything: its memory stays mapped
 	}()
-	w.run()
-	return w.cover, nil
+	run()
+	return nil
 }
 
 func newWorld(seed uint64, opt Options) *world {
@@ -369,6 +378,9 @@ func (w *world) trace(format string, args ...any) {
 
 // note is what the code under test tells an operator.
 func (w *world) note(slot int, what string, err error) {
+	if w.heard != nil {
+		w.heard(slot, what)
+	}
 	if w.opt.Trace != nil {
 		w.trace("note of slot %d: %s: %v", slot, what, err)
 	}
