@@ -46,13 +46,35 @@ type Group struct {
 	opt     Options
 	usable  []bool // has taken part, and is whole
 	started journal.Generation
+	unfit   map[journal.LaneID]error // lanes that their peers cannot be copied from, and why
 }
 
 // Recover reads the slots' logs, ranks the slots by shard, and makes them
 // equal. slots has one entry for each replica, nil for one that is not to be
 // had, with the reason in absent. After an error the caller closes the slots.
 func Recover(slots []*Slot, absent []error, opt Options) (*Group, error) {
-	g := &Group{Slots: slots, Absent: absent, opt: opt}
+	unfit := make(map[journal.LaneID]error)
+	for {
+		g, err := recoverWithout(unfit, slots, absent, opt)
+		var lane *unfitError
+		if !errors.As(err, &lane) {
+			return g, err
+		}
+		opt.Log(int(lane.Slot), fmt.Sprintf("shard %d cannot be read in full, and its peers do: it is copied from them", lane.Shard), lane.err)
+		unfit[lane.LaneID] = lane.err
+		for _, s := range slots {
+			if s != nil {
+				s.abandonCopy()
+			}
+		}
+	}
+}
+
+// recoverWithout is Recover without copying from the lanes that are unfit for
+// it. It returns an unfitError when it finds another one; the slots' logs are
+// then as a crash in the middle of a copy leaves them.
+func recoverWithout(unfit map[journal.LaneID]error, slots []*Slot, absent []error, opt Options) (*Group, error) {
+	g := &Group{Slots: slots, Absent: absent, opt: opt, unfit: unfit}
 	if err := g.agree(); err != nil {
 		return nil, err
 	}

@@ -261,6 +261,17 @@ func (s *Slot) forget(o *journal.Open) {
 	delete(s.appends, o.File)
 }
 
+// abandonCopy closes what a copy into the slot that was given up has open. Its
+// segment stays behind the log, as after a crash.
+func (s *Slot) abandonCopy() {
+	s.handleMu.Lock()
+	defer s.handleMu.Unlock()
+	for f := range s.appends {
+		_ = f.Close() // nothing of the copy counts
+	}
+	clear(s.appends)
+}
+
 // commit stores pairs and mirrors the store's sequence in the superblock.
 func (s *Slot) commit(pairs []journal.Pair) error {
 	s.commitMu.Lock()

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -16,6 +17,18 @@ type standing struct {
 	suspect journal.LSN        // from here on it is not; 0: all of it is
 	damaged bool               // it lacks what was durable in it, and others have that
 }
+
+// unfitError tells that a lane ranks best, that its peers cannot be copied from
+// it, and that they do for the shard.
+type unfitError struct {
+	journal.LaneID
+	err error
+}
+
+func (e *unfitError) Error() string {
+	return fmt.Sprintf("slot %d shard %d: %v", e.Slot, e.Shard, e.err)
+}
+func (e *unfitError) Unwrap() error { return e.err }
 
 // behind tells whether a ranks below b.
 func (a standing) behind(b standing) bool {
@@ -41,7 +54,7 @@ func (g *Group) rank(shard uint16) (all []standing, best int) {
 		if r == nil {
 			continue
 		}
-		st := standing{usable: g.usable[i], started: g.Slots[i].super.Started, lsn: r.Stamp.LSN, damaged: r.Damage != nil && spared}
+		st := standing{usable: g.usable[i] && !g.isUnfit(shard, i), started: g.Slots[i].super.Started, lsn: r.Stamp.LSN, damaged: r.Damage != nil && spared}
 		for j, peer := range lanes {
 			if peer == nil || j == i || !g.usable[j] || g.Slots[j].super.Started < g.started {
 				continue
@@ -86,11 +99,32 @@ func (g *Group) bringTogether(shard uint16) error {
 		if same && all[i].lsn == all[best].lsn {
 			continue
 		}
-		if err := g.copyLane(shard, i, best, all[i]); err != nil {
+		err := g.copyLane(shard, i, best, all[i])
+		if errors.Is(err, journal.ErrSource) && g.doWithout(shard, best, err) {
+			return &unfitError{journal.LaneID{Slot: journal.SlotID(best), Shard: shard}, err}
+		}
+		if err != nil {
 			g.exclude(i, fmt.Errorf("shard %d: bring together with slot %d: %w", shard, best, err))
 		}
 	}
 	return nil
+}
+
+func (g *Group) isUnfit(shard uint16, slot int) bool {
+	return g.unfit[journal.LaneID{Slot: journal.SlotID(slot), Shard: shard}] != nil
+}
+
+// doWithout tells whether the shard has all that was acknowledged as durable
+// when nothing is taken from a slot that would rank best.
+func (g *Group) doWithout(shard uint16, slot int, why error) bool {
+	if g.isUnfit(shard, slot) {
+		return false
+	}
+	lane := journal.LaneID{Slot: journal.SlotID(slot), Shard: shard}
+	g.unfit[lane] = why
+	defer delete(g.unfit, lane)
+	all, best := g.rank(shard)
+	return all[best].usable && (g.silent(shard) < g.Quorum() || g.outlived(shard, all[best].lsn))
 }
 
 // silent counts the lanes that may have made records durable of which they can
@@ -98,7 +132,7 @@ func (g *Group) bringTogether(shard uint16) error {
 // was acknowledged as durable is in another lane as well, and so in the best.
 func (g *Group) silent(shard uint16) (n int) {
 	for i, r := range g.Lanes[shard] {
-		if r == nil || r.Damage != nil || !g.usable[i] {
+		if r == nil || r.Damage != nil || !g.usable[i] || g.isUnfit(shard, i) {
 			n++
 		}
 	}

@@ -248,14 +248,6 @@ func (w *world) boot() {
 				w.verifyLive()
 			}
 			return
-		case last && w.suspect() >= 0:
-			// Its block is the only copy of what nobody was promised: an operator
-			// takes the slot away.
-			w.trace("open is refused: %v", err)
-			w.cover["opens refused for a damaged slot"]++
-			w.crash(false)
-			w.blank(w.suspect())
-			attempt--
 		case last:
 			w.fail("open with all slots and without faults: %v", err)
 		default:
