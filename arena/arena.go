@@ -185,13 +185,17 @@ func (a *Arena) Spans(dst [][]byte, pages []Page) [][]byte {
 // After a failure the next Free calls Options.Notify. A caller that means to
 // wait enters its queue first and calls Alloc then, so that no Free can fall
 // in between.
-func (a *Arena) Alloc(n int, dst []Page) bool {
+func (a *Arena) Alloc(n int, dst []Page) bool { return a.AllocSparing(0, n, dst) }
+
+// AllocSparing is Alloc, but fails rather than leave fewer than spare pages
+// free.
+func (a *Arena) AllocSparing(spare, n int, dst []Page) bool {
 	if n < 1 || n > MaxAlloc {
 		panic(fmt.Sprintf("arena: %d pages asked for, want 1 to %d", n, MaxAlloc))
 	}
 	dst = dst[:n]
 	a.mu.Lock()
-	ok := a.free.take(dst)
+	ok := a.free.count >= spare+n && a.free.take(dst)
 	a.wanted = a.wanted || !ok
 	a.mu.Unlock()
 	return ok

@@ -1,9 +1,6 @@
 package device
 
 import (
-	"errors"
-	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,35 +8,59 @@ import (
 	"trivet/shard"
 )
 
-// errDoor: a write waited at the door for room in the arena until its deadline.
-var errDoor = errors.New("no room in the arena")
-
-// door is where writes wait for room in the arena: in order, holding nothing
-// but a copy of their payload, while reads, flushes and whatever else needs no
-// room pass. Its goroutine runs only while somebody waits.
+// door is where writes wait for log space and for room in the arena, holding
+// nothing but a copy of their payload, while reads and flushes, which need
+// neither, do not come by. Who waits, and whose turn it is, is line's business.
+// The door's goroutine runs only while somebody waits.
 type door struct {
 	device *Device
 
-	waiting atomic.Int32 // parked parts; while there are any, nobody overtakes
-	mu      sync.Mutex   // guards queue and stopped
-	queue   []parked     // oldest first
+	waiting atomic.Int32 // length of the line; written under mu
+	mu      sync.Mutex   // guards line and stopped
+	line    line
 	stopped bool
 	wake    chan struct{} // capacity 1: room was made, or somebody has parked
 	done    sync.WaitGroup
+
+	// forced stands in for the shards' pressure in tests; nil otherwise.
+	forced func(shard int) int
 }
 
-type parked struct {
-	part  *part
-	pages int
+// postedAtOnce is how many parts the door lets in before their shards run.
+const postedAtOnce = 32
+
+// pressure and take are the line's supply.
+func (o *door) pressure(shard int) int {
+	if o.forced != nil {
+		return o.forced(shard)
+	}
+	return o.device.shards[shard].Pressure()
 }
 
-func (o *door) closed() bool { return o.waiting.Load() > 0 }
+func (o *door) take(p *part) bool {
+	spare := o.line.reserve
+	if p.ranged {
+		spare = 0
+	}
+	return o.device.arena.AllocSparing(spare, p.pages, p.Pages[:p.pages])
+}
 
-// park queues a part that needs a number of pages.
-func (o *door) park(p *part, pages int) {
+// enter lets a part in at once, with its pages, unless it has to wait. While
+// nobody waits and space is not short that costs the pages and two loads.
+func (o *door) enter(p *part) bool {
+	if o.waiting.Load() == 0 && o.pressure(p.shard) == 0 {
+		return o.take(p)
+	}
 	o.mu.Lock()
-	o.waiting.Add(1)
-	o.queue = append(o.queue, parked{p, pages})
+	defer o.mu.Unlock()
+	return o.line.enter(o.device.now(), p)
+}
+
+// park lets a part wait that could not enter.
+func (o *door) park(p *part) {
+	o.mu.Lock()
+	o.line.park(p)
+	o.waiting.Store(int32(o.line.length))
 	o.mu.Unlock()
 	o.notify()
 }
@@ -53,8 +74,9 @@ func (o *door) notify() {
 	}
 }
 
-// start begins to serve the queue.
+// start begins to serve the line.
 func (o *door) start() {
+	o.line = newLine(o.device.group.Shards, o.device.arena.Pages()/reserveShare, o)
 	o.wake = make(chan struct{}, 1)
 	o.done.Go(func() {
 		timer := time.NewTimer(time.Hour)
@@ -76,68 +98,72 @@ func (o *door) start() {
 	})
 }
 
+// reserveShare of the arena's pages is kept for ranges and repairs: 512 pages
+// of an arena of 64 MiB.
+const reserveShare = 32
+
 // serve lets in whom there is room for, and refuses who cannot wait any longer.
-// It returns when the next one has to be refused.
+// It returns after how long to look again, 0 when nobody waits.
 func (o *door) serve() (next time.Duration, stop bool) {
-	for {
-		o.mu.Lock()
-		if len(o.queue) == 0 {
-			stop = o.stopped
-			o.mu.Unlock()
-			return 0, stop
-		}
-		i, err := o.choose()
-		if i < 0 {
-			next = o.soonest()
-			o.mu.Unlock()
-			return next, false
-		}
-		p := o.queue[i].part
-		o.queue = slices.Delete(o.queue, i, i+1)
-		o.waiting.Add(-1)
-		o.mu.Unlock()
-		if err != nil {
+	for posted := 0; ; {
+		p, err := o.call()
+		switch {
+		case p == nil:
+			o.device.Run()
+			return o.rest()
+		case err != nil:
 			p.Err = err
 			p.done()
 			continue
-		}
-		if p.Op == shard.Write {
+		case p.Op == shard.Write:
 			p.Fill(o.device.arena, p.parked)
 		}
-		o.device.shardOfPart(p).Submit(&p.Part)
-	}
-}
-
-// choose returns whose turn it is, -1 for nobody's: the first for whom the
-// device has stopped or whose deadline has passed, with the error; else the
-// head of the queue once it has got its pages. It needs mu.
-func (o *door) choose() (i int, err error) {
-	if stopped := o.device.stopped.Load(); stopped != nil {
-		return 0, *stopped
-	}
-	now := o.device.now()
-	for i, q := range o.queue {
-		if q.part.Deadline <= now {
-			return i, fmt.Errorf("%w: %w", shard.ErrDeadline, errDoor)
+		p.forgetParked()
+		o.device.shards[p.shard].Post(&p.Part)
+		if posted++; posted%postedAtOnce == 0 {
+			o.device.Run()
 		}
 	}
-	head := o.queue[0]
-	if o.device.arena.Alloc(head.pages, head.part.Pages[:head.pages]) {
-		return 0, nil
-	}
-	return -1, nil
 }
 
-// soonest returns the time until the next deadline in the queue. It needs mu.
-func (o *door) soonest() time.Duration {
-	least := o.queue[0].part.Deadline
-	for _, q := range o.queue {
-		least = min(least, q.part.Deadline)
+// call takes the next part out of the line: one that cannot stay, with the
+// reason, or else one that may enter.
+func (o *door) call() (p *part, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	defer func() { o.waiting.Store(int32(o.line.length)) }()
+	if stopped := o.device.stopped.Load(); stopped != nil {
+		return o.line.any(), *stopped
 	}
-	return max(least-o.device.now(), 1)
+	now := o.device.now()
+	if p, err := o.line.expired(now); p != nil {
+		return p, err
+	}
+	return o.line.next(now), nil
 }
 
-// close ends the goroutine once the queue is empty.
+// rest returns how long the line can be left alone, and whether it is for good.
+func (o *door) rest() (next time.Duration, stop bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.line.length == 0 {
+		return 0, o.stopped
+	}
+	now := o.device.now()
+	return max(o.line.wake(now)-now, 1), false
+}
+
+// keptParked is the memory for a parked payload that a part keeps.
+const keptParked = 16 << 10
+
+// forgetParked gives up what a long payload was parked in.
+func (p *part) forgetParked() {
+	if cap(p.parked) > keptParked {
+		p.parked = nil
+	}
+}
+
+// close ends the goroutine once the line is empty.
 func (o *door) close() {
 	o.mu.Lock()
 	o.stopped = true

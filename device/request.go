@@ -95,6 +95,10 @@ type Request struct {
 	// Tag is the front-end's own.
 	Tag uint64
 
+	// Client names who asks: writes that have to wait for room are let in by
+	// turns among clients, and in order within each. 0 for those without a name.
+	Client uint64
+
 	device state
 }
 

@@ -28,12 +28,14 @@ type state struct {
 // part is a shard's part with its way back to the request. Parts are pooled.
 type part struct {
 	shard.Part
+	ticket
 	request *Request
-	parked  []byte // payload while it waits at the door for room in the arena
+	parked  []byte // payload while it waits at the door
 }
 
-// Submit starts a request. It never waits: a write for which the arena has no
-// room is parked at the door, holding nothing but a copy of its payload.
+// Submit starts a request. It never waits: a write for which there is no room in
+// the arena, or too little in the log, is parked at the door, holding nothing
+// but a copy of its payload.
 func (d *Device) Submit(r *Request) {
 	d.Post(r)
 	d.Run()
@@ -172,21 +174,13 @@ func (d *Device) cut(r *Request, offset, end uint64) uint64 {
 	return region
 }
 
-// write fills the part's pages and submits it, or parks it.
+// write fills the part's pages and posts it, or parks it.
 func (d *Device) write(p *part, data []byte) {
-	if stopped := d.stopped.Load(); stopped != nil {
-		p.Err = *stopped
-		p.done()
-		return
-	}
-	n := (p.Skip + p.Length + blockBytes - 1) / blockBytes
-	if d.door.closed() || !d.arena.Alloc(n, p.Pages[:n]) {
-		p.parked = append(p.parked[:0], data...)
-		d.door.park(p, n)
+	if !d.admit(p, (p.Skip+p.Length+blockBytes-1)/blockBytes, data) {
 		return
 	}
 	p.Fill(d.arena, data)
-	d.shardOfPart(p).Post(&p.Part)
+	d.shards[p.shard].Post(&p.Part)
 }
 
 // writeRange logs a whole-block range of a Trim or WriteZeroes as one record;
@@ -197,29 +191,37 @@ func (d *Device) writeRange(p *part, r *Request) {
 		d.write(p, zeros[:p.Length])
 		return
 	}
-	if stopped := d.stopped.Load(); stopped != nil {
-		p.Err = *stopped
-		p.done()
-		return
-	}
 	p.Op = shard.Trim
 	if r.Op == WriteZeroes && r.Flags&NoHole != 0 {
 		p.Op = shard.Zero
 	}
-	if d.door.closed() || !d.arena.Alloc(1, p.Pages[:1]) {
-		p.parked = p.parked[:0]
-		d.door.park(p, 1)
-		return
+	if d.admit(p, 1, nil) {
+		d.shards[p.shard].Post(&p.Part)
 	}
-	d.shardOfPart(p).Post(&p.Part)
+}
+
+// admit gets a part that changes something its pages, and leave to enter its
+// shard. False: it was parked with its data, or has failed.
+func (d *Device) admit(p *part, pages int, data []byte) bool {
+	p.ticket = ticket{
+		shard: d.shardOf(uint64(p.LBA) * blockBytes), ranged: p.Op != shard.Write,
+		client: p.request.Client, pages: pages,
+	}
+	if stopped := d.stopped.Load(); stopped != nil {
+		p.Err = *stopped
+		p.done()
+		return false
+	}
+	if d.door.enter(p) {
+		return true
+	}
+	p.parked = append(p.parked[:0], data...)
+	d.door.park(p)
+	return false
 }
 
 // zeros is the payload of a ragged edge.
 var zeros [blockBytes]byte
-
-func (d *Device) shardOfPart(p *part) *shard.Shard {
-	return d.shards[d.shardOf(uint64(p.LBA)*blockBytes)]
-}
 
 // partDone is every part's Done.
 func (p *part) done() {
