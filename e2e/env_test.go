@@ -32,6 +32,7 @@ type volumeOptions struct {
 	size     string // as on the command line
 	replicas int
 	listen   string
+	extra    []string // further arguments of 'trivet serve'
 }
 
 // program is the path of the program under test, built once by TestMain.
@@ -110,7 +111,7 @@ func newVolume(t *testing.T, o volumeOptions) *volume {
 		v.Server = newStandin(t, work, o.size)
 	} else {
 		v.Server = server.Trivet(v.dir, server.TrivetOptions{
-			Binary: program, Size: o.size, Replicas: o.replicas, ArenaDir: v.arena, Listen: o.listen,
+			Binary: program, Size: o.size, Replicas: o.replicas, ArenaDir: v.arena, Listen: o.listen, Extra: o.extra,
 		})
 	}
 	t.Cleanup(func() {
@@ -207,7 +208,12 @@ func command(t *testing.T, name string, args ...string) string {
 
 // attempt runs a program whose failure is the caller's to judge.
 func attempt(ctx context.Context, name string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	return attemptFor(ctx, 5*time.Minute, name, args...)
+}
+
+// attemptFor is attempt with a limit of one's own.
+func attemptFor(ctx context.Context, limit time.Duration, name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	var out bytes.Buffer

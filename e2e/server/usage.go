@@ -20,6 +20,7 @@ type Usage struct {
 	ResidentBytes int64         // sum of VmRSS: pages shared by two processes count twice
 	CPU           time.Duration // user and system time since their start
 	Switches      int64         // voluntary context switches since their start: wake-ups
+	WrittenBytes  int64         // sent to disks since their start, as the kernel counts it
 }
 
 // ErrNotRunning is returned when a measurement needs a running server.
@@ -55,6 +56,9 @@ func (u *Usage) add(pid int) error {
 	// utime and stime are fields 14 and 15 of proc(5), counted from 1 with the
 	// two that statFields has cut.
 	u.CPU += time.Duration(atoi(fields[11])+atoi(fields[12])) * clockTick
+	if io, err := os.ReadFile(proc + "/io"); err == nil { // only for root and the owner
+		u.WrittenBytes += statusField(string(io), "write_bytes:")
+	}
 	threads, err := filepath.Glob(proc + "/task/*/status")
 	if err != nil {
 		return err
