@@ -38,7 +38,7 @@ sim: ## the deterministic simulation: N seeds from SEED on
 fuzz: ## every fuzz target for FUZZTIME
 	FUZZTIME=$(FUZZTIME) scripts/fuzz
 
-e2e: install build bin/testreport ## the long end-to-end tests: 200 kills, every filesystem, the virtual machine
+e2e: install build bin/testreport ## the long end-to-end tests: 260 kills, every filesystem, half an hour of reclaim, the virtual machine
 	@set -o pipefail; TRIVET_LONG=1 go test -json -tags invariants -timeout 3h -count=1 $(TESTFLAGS) ./e2e/... | $(REPORT)
 
 vm: install build bin/testreport ## the real nbd.ko in a virtual machine
