@@ -21,6 +21,7 @@ import (
 	"trivet/inject"
 	"trivet/journal"
 	"trivet/meta"
+	"trivet/reclaim"
 	"trivet/replica"
 	"trivet/shard"
 )
@@ -217,6 +218,7 @@ func (d *Device) recovery(g replica.Geometry, held *outlived) replica.Options {
 	lanes := g.Shards * g.Replicas
 	o := replica.Options{
 		CheckpointBytes: int64(replayBytes / g.Shards), PageBudget: pageMemoryBytes / pageBytes / lanes,
+		Policy:   reclaim.Policy{Constantly: d.opt.ReclaimAlways},
 		Survivor: d.opt.Survivor, Parallel: true, Log: d.events.note,
 	}
 	if held != nil {
@@ -375,6 +377,7 @@ func (d *Device) activate() error {
 			Window: journal.NewWindow(g.Starts[i], 2*d.arena.Pages()+1024, d.arena.Pages()),
 			Slots:  slots, Quorum: g.Quorum(), StallAfter: stallAfter, FailAfter: d.opt.Deadline,
 			Faulted: func(slot journal.SlotID, lost bool, err error) { d.slotFaulted(int(slot), lost, err) },
+			Rotten:  d.repair,
 			Event:   d.events.note,
 		}, g.Lanes[i], host)
 		host.Start(s)
@@ -417,17 +420,32 @@ func (d *Device) repairRotten() {
 				continue
 			}
 			for _, rot := range r.Rotten {
-				d.shards[i].Submit(&shard.Part{
-					Op: shard.Cache, LBA: rot.LBA, Length: blockBytes, Prefer: slot + 1,
-					Done: func(p *shard.Part) {
-						if p.Err != nil {
-							d.events.note(slot, fmt.Sprintf("block %d is rotten and no slot has it", p.LBA), p.Err)
-						}
-					},
-				})
+				d.readRotten(d.shards[i], slot, rot.LBA)
 			}
 		}
 	}
+}
+
+// repair repairs a block that the cleaner could not read in a slot, unless the
+// device is closing: whoever reads it next does.
+func (d *Device) repair(slot int, lba journal.LBA) {
+	if d.enter() {
+		d.readRotten(d.shards[d.shardOf(uint64(lba)*blockBytes)], slot, lba)
+		d.exit()
+	}
+}
+
+// readRotten reads a block from the slot in which it is rotten, which writes it
+// anew with what another slot has.
+func (d *Device) readRotten(s *shard.Shard, slot int, lba journal.LBA) {
+	s.Submit(&shard.Part{
+		Op: shard.Cache, LBA: lba, Length: blockBytes, Prefer: slot + 1,
+		Done: func(p *shard.Part) {
+			if p.Err != nil {
+				d.events.note(slot, fmt.Sprintf("block %d is rotten and no slot has it", p.LBA), p.Err)
+			}
+		},
+	})
 }
 
 // abandon releases what a failed Open had got hold of.

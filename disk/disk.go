@@ -70,8 +70,8 @@ type FS interface {
 	Lock(name string) (io.Closer, error)
 }
 
-// File is one file of a slot. Reads may be called from any goroutine; writes,
-// Sync, Zero and Close by one at a time, its owner.
+// File is one file of a slot. Reads may be called from any goroutine; what
+// changes the file or syncs it, and Close, by one at a time, its owner.
 type File interface {
 	// Write writes the buffers one after another at off, in full or not at
 	// all as far as the caller may assume: after an error the range holds
@@ -87,6 +87,13 @@ type File interface {
 	// Zero writes real zeros over a preallocated range, so that later writes
 	// need no change of metadata to become durable.
 	Zero(off, length int64) error
+	// Deallocate gives a range's blocks back to the filesystem; it reads as
+	// zeros then. Where the filesystem cannot, the error wraps
+	// errors.ErrUnsupported. After a crash the range may hold what it held.
+	Deallocate(off, length int64) error
+	// Allocate makes sure that a range has blocks, so that writing it needs no
+	// space; what it holds stays.
+	Allocate(off, length int64) error
 	// Size returns the length in bytes.
 	Size() (int64, error)
 	// Close releases the file. It does not sync.

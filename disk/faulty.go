@@ -36,7 +36,9 @@ type FaultyOptions struct {
 //	log.sync       Sync                op=sync
 //	               a durable Write     op=sync, after log.append
 //	segment.read   Read                op=read
-//	segment.alloc  Create, Zero        op=create, op=zero
+//	segment.alloc  Create, Zero,       op=create, op=zero
+//	               Allocate            op=allocate
+//	reclaim        Reclaim             op=clean
 //
 // Files whose name begins with superblock have the site superblock for all of
 // these. Everything else (open, remove, list, mkdir, usage, lock, size, and all
@@ -153,6 +155,13 @@ func (f *FaultyFS) meet(o operation) (inject.Action, error) {
 // injected is the error with which a rule fails an operation.
 func (o operation) injected(a inject.Action, err error) error {
 	return fmt.Errorf("%s %s at %d: %v of rule %d: %w", o.op, o.name, o.off, a.Effect, a.Rule, err)
+}
+
+// Reclaim meets the rules for a step of reclaim, which does more than one
+// operation on files. An error fails the step.
+func (f *FaultyFS) Reclaim() error {
+	_, err := f.meet(operation{op: "clean", site: inject.Reclaim, name: "segments"})
+	return err
 }
 
 // other meets the rules at an operation that has no site of its own.

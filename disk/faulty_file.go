@@ -151,6 +151,23 @@ func (f *faultyFile) Sync() error {
 	return f.inner.Sync()
 }
 
+// Deallocate implements File.
+func (f *faultyFile) Deallocate(off, length int64) error {
+	if err := f.fs.other("deallocate", f.name); err != nil {
+		return err
+	}
+	return f.inner.Deallocate(off, length)
+}
+
+// Allocate implements File.
+func (f *faultyFile) Allocate(off, length int64) error {
+	o := operation{op: "allocate", site: f.sites.alloc, name: f.name, off: off, length: length}
+	if _, err := f.fs.meet(o); err != nil {
+		return err
+	}
+	return f.inner.Allocate(off, length)
+}
+
 // Zero implements File.
 func (f *faultyFile) Zero(off, length int64) error {
 	if f.fs.set.Empty() || off%BlockSize != 0 || length%BlockSize != 0 {

@@ -119,6 +119,23 @@ func (f *memoryFile) Zero(off, length int64) error {
 	return nil
 }
 
+// Deallocate implements File.
+func (f *memoryFile) Deallocate(off, length int64) error { return f.Zero(off, length) }
+
+// Allocate implements File.
+func (f *memoryFile) Allocate(off, length int64) error {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	err := f.usable()
+	if err == nil {
+		err = checkZero(off, length, f.data.size)
+	}
+	if err != nil {
+		return fmt.Errorf("allocate %s: %w", f.name, err)
+	}
+	return nil
+}
+
 // Size implements File.
 func (f *memoryFile) Size() (int64, error) {
 	f.fs.mu.Lock()

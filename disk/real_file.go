@@ -136,6 +136,39 @@ func (f *realFile) zero(off, length int64) (err error) {
 	return err
 }
 
+// Deallocate implements File.
+func (f *realFile) Deallocate(off, length int64) error {
+	err := f.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
+	}
+	if err != nil {
+		return fmt.Errorf("deallocate %s: %w", f.name, err)
+	}
+	return nil
+}
+
+// Allocate implements File. Where the filesystem has no fallocate, nothing was
+// deallocated either.
+func (f *realFile) Allocate(off, length int64) error {
+	err := f.fallocate(0, off, length)
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("allocate %s: %w", f.name, err)
+	}
+	return nil
+}
+
+func (f *realFile) fallocate(mode uint32, off, length int64) error {
+	if err := checkZero(off, length, f.size); err != nil {
+		return err
+	}
+	if err := f.acquire(); err != nil {
+		return err
+	}
+	defer f.release()
+	return retried(func() error { return unix.Fallocate(f.fd, mode, off, length) })
+}
+
 // preallocate gives a new file its size and blocks, durably. Filesystems
 // without fallocate get written zeros: a sparse file could fail for lack of
 // space at any later write.

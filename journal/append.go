@@ -192,6 +192,7 @@ func (l *Lane) room(now time.Duration) bool {
 		l.seal(now)
 	}
 	l.open, l.ready = l.ready, nil
+	l.cleaner.look, l.cleaner.moved = true, true
 	l.segments.add(&segmentInfo{
 		index: l.open.Index, life: l.open.Life, previous: l.chained,
 		firstLSN: l.batched + 1, lastLSN: l.batched,

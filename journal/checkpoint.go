@@ -26,8 +26,15 @@ const (
 	keyChunk   = 'b'
 )
 
-// encodePages is how many pages one step encodes.
-const encodePages = 16
+const (
+	// encodePages is how many pages one step encodes.
+	encodePages = 16
+	// emptySegments is how many segments without live blocks make a checkpoint
+	// worth while, which frees them; of a long log it is a 32nd part.
+	emptySegments = 4
+	// emptyDelay is how long fewer of them wait for it.
+	emptyDelay = 5 * time.Second
+)
 
 type checkpoint struct {
 	op        Commit
@@ -40,11 +47,26 @@ type checkpoint struct {
 	failures  int
 	notBefore time.Duration
 	completed LSN // of the last one that is durable
+
+	emptySince time.Duration // when a segment lost its last live block; 0: none has
 }
 
 // wanted tells whether a checkpoint is under way or due.
 func (c *checkpoint) wanted(l *Lane) bool {
-	return c.active || c.requested || c.since >= l.cfg.CheckpointBytes || l.blocks.dirty.len >= l.blocks.budget/2
+	return c.active || c.requested || c.since >= l.cfg.CheckpointBytes || l.blocks.dirty.len >= l.blocks.budget/2 ||
+		l.segments.empty >= max(emptySegments, len(l.segments.order)/32)
+}
+
+// noteEmpty requests a checkpoint for a few empty segments after a while.
+func (c *checkpoint) noteEmpty(empty int, now time.Duration) {
+	switch {
+	case empty == 0:
+		c.emptySince = 0
+	case c.emptySince == 0:
+		c.emptySince = now
+	case now >= c.emptySince+emptyDelay && !c.active:
+		c.requested, c.emptySince = true, now
+	}
 }
 
 // RequestCheckpoint asks for a checkpoint of everything written so far, unless
@@ -59,6 +81,7 @@ func (l *Lane) Checkpointed(lsn LSN) bool {
 // checkpoint moves the checkpoint under way on, or begins one.
 func (l *Lane) checkpoint(now time.Duration) {
 	c := &l.ckpt
+	c.noteEmpty(l.segments.empty, now)
 	if c.op.busy || now < c.notBefore || !c.wanted(l) || l.written == 0 {
 		return
 	}
@@ -99,10 +122,11 @@ func (l *Lane) beginCheckpoint() {
 	c.active, c.requested, c.since, c.lsn = true, false, 0, l.written
 	c.pages, c.op.Pairs = c.pages[:0], c.op.Pairs[:0]
 	l.Want(c.lsn)
+	l.segments.empty = 0
 	l.blocks.freeze()
 	c.put(laneKey(l.cfg.ID.Shard), l.record().encode())
 	for _, s := range l.segments.order {
-		s.doomed = s.live == 0 && s.state != segmentOpen && s.lastLSN <= c.lsn
+		s.doomed = s.live == 0 && s.state != segmentOpen && s.state != segmentFilling && s.lastLSN <= c.lsn
 		s.storing, s.frozen, s.dirty = s.dirty && !s.doomed, s.live, false
 	}
 }
@@ -187,6 +211,7 @@ func (l *Lane) committed(now time.Duration) {
 // recycle returns dead segments to the slot once no read pins them.
 func (l *Lane) recycle() {
 	if free := l.segments.removeDead(); len(free) > 0 && l.exec != nil {
+		l.cleaner.look = true
 		l.exec.Recycle(free)
 	}
 }

@@ -48,6 +48,11 @@ type Config struct {
 	CheckpointBytes int64
 	// PageBudget is the number of map pages that may stay in memory.
 	PageBudget int
+	// Policy decides what is cleaned; nil: nothing is.
+	Policy Policy
+	// ShareBlocks is the lane's part of the volume, and Regions are all of it.
+	ShareBlocks int64
+	Regions     uint64
 }
 
 // Lane is one slot's share of one shard: its log and its block map. Owner: the
@@ -98,6 +103,7 @@ type Lane struct {
 	loadAfter time.Duration
 	loadFails int
 	ckpt      checkpoint
+	cleaner   cleaning
 }
 
 // newLane makes a lane with an empty map and log.
@@ -145,6 +151,8 @@ func (r *Recovery) Activate(a Activation) *Lane {
 	l.preparing.Done = a.Connect(l.prepared)
 	l.loading.Done = a.Connect(l.loaded)
 	l.ckpt.op.Done = a.Connect(l.committed)
+	l.cleaner.op.Done = a.Connect(l.cleaned)
+	l.cleaner.look, l.cleaner.moved = true, true
 	return l
 }
 
@@ -220,7 +228,7 @@ func (l *Lane) Oldest() time.Duration {
 
 // Busy tells whether the executor still has an operation of this lane.
 func (l *Lane) Busy() bool {
-	return l.outstanding > 0 || l.preparing.busy || l.loading.busy || l.ckpt.op.busy
+	return l.outstanding > 0 || l.preparing.busy || l.loading.busy || l.ckpt.op.busy || l.cleaner.op.busy
 }
 
 // Pump hands over whatever is due at now. It returns when it wants to be
@@ -243,6 +251,7 @@ func (l *Lane) Pump(now time.Duration) (wake time.Duration) {
 	l.prepare(now)
 	l.load(now)
 	l.checkpoint(now) // before the appends, for it may want a sync
+	l.cleanStep(now)
 	for l.append(now) {
 	}
 	return l.nextWake(now)
@@ -264,6 +273,8 @@ func (l *Lane) nextWake(now time.Duration) time.Duration {
 	at(l.pendingSince+batchDelay, idle && l.pendingSince != 0)
 	at(l.changed+markDelay, idle && l.markWanted())
 	at(l.loadAfter, len(l.blocks.wanted) > 0 && !l.loading.busy)
+	at(l.ckpt.emptySince+emptyDelay, l.ckpt.emptySince != 0 && !l.ckpt.active)
+	at(l.cleaner.notBefore, l.cleaner.look && now < l.cleaner.notBefore)
 	at(l.ckpt.notBefore, l.ckpt.wanted(l) && !l.ckpt.op.busy && now < l.ckpt.notBefore)
 	return wake
 }

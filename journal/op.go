@@ -21,6 +21,8 @@ type Executor interface {
 	Load(*Load)
 	// Commit stores a checkpoint in the slot's metadata.
 	Commit(*Commit)
+	// Clean carries out a piece of cleaning.
+	Clean(*Clean)
 	// Recycle returns segments to the slot; the slice is the callee's.
 	Recycle(segments []uint32)
 }

@@ -184,6 +184,7 @@ func (r *Recovery) loadCheckpoint() error {
 		s.state = segmentSealed
 		l.segments.byIndex[s.index] = s
 		l.segments.order = append(l.segments.order, s)
+		l.segments.live += int64(s.live)
 		return nil
 	})
 	if err != nil {

@@ -12,6 +12,7 @@ const (
 	segmentOpen      segmentState = iota // operations on it are under way, or will be
 	segmentSealed                        // complete, synced and closed
 	segmentCondemned                     // an append or sync failed: never written again in this life
+	segmentFilling                       // the cleaner's: synced, and being entered into the map
 )
 
 // segmentInfo is what a lane knows of one of its segments. Owner: the shard.
@@ -30,12 +31,15 @@ type segmentInfo struct {
 	storing  bool  // the checkpoint under way stores it
 	doomed   bool  // without live blocks in the checkpoint under way
 	dead     bool  // and that checkpoint is durable: free once unpinned
+	stuck    bool  // cannot be cleaned
 }
 
 // segmentTable holds a lane's segments.
 type segmentTable struct {
 	byIndex map[uint32]*segmentInfo // never ranged over
 	order   []*segmentInfo          // by age in the log
+	live    int64                   // blocks, of all
+	empty   int                     // that have lost their last live block since the last checkpoint began
 }
 
 func newSegmentTable() *segmentTable {
@@ -65,7 +69,11 @@ func (t *segmentTable) addLive(e Entry, delta int32) {
 		panic(fmt.Sprintf("journal: block map names segment %d life %d, which is not in the table", e.Segment, e.Life))
 	}
 	s.live += delta
+	t.live += int64(delta)
 	s.dirty = true
+	if s.live == 0 {
+		t.empty++
+	}
 	if s.live < 0 {
 		panic(fmt.Sprintf("journal: segment %d life %d: live count %d", s.index, s.life, s.live))
 	}

@@ -25,6 +25,7 @@ type testLane struct {
 	prepare    *Prepare
 	load       *Load
 	commit     *Commit
+	clean      *Clean
 	free       []uint32
 	segments   uint32
 	life       uint32
@@ -35,12 +36,13 @@ type testLane struct {
 	pinned     []Entry // by reads under way
 }
 
-// IO, Prepare, Load, Commit and Recycle make the lane an Executor that only
+// IO, Prepare, Load, Commit, Clean and Recycle make the lane an Executor that only
 // queues; the world decides when something is carried out.
 func (l *testLane) IO(io *IO)          { l.ios = append(l.ios, io) }
 func (l *testLane) Prepare(p *Prepare) { l.prepare = p }
 func (l *testLane) Load(load *Load)    { l.load = load }
 func (l *testLane) Commit(c *Commit)   { l.commit = c }
+func (l *testLane) Clean(c *Clean)     { l.clean = c }
 func (l *testLane) Recycle(free []uint32) {
 	for _, index := range free {
 		for _, io := range l.ios {
@@ -185,6 +187,49 @@ func (l *testLane) commitPairs(pairs []Pair) error {
 	return l.store.Commit(context.Background(), l.commits, list)
 }
 
+// testCleanSource is the slot as the cleaner sees it.
+type testCleanSource struct{ testSource }
+
+func (s testCleanSource) ReadBlocks(blocks []ReadBlock) {
+	for i := range blocks {
+		b := &blocks[i]
+		b.Err = s.ReadSegment(b.Entry.Segment, b.Buf, uint32(b.Entry.Block))
+		if b.Err == nil && Checksum(b.Buf) != b.Entry.CRC {
+			b.Err = ErrChecksum
+		}
+	}
+}
+
+func (s testCleanSource) Cold() (*Open, error) { return s.l.open() }
+func (s testCleanSource) Keep(o *Open) error   { return o.File.Close() }
+func (s testCleanSource) Discard(o *Open) error {
+	s.l.free = append(s.l.free, o.Index)
+	return o.File.Close()
+}
+
+func (l *testLane) runClean() *Clean {
+	c := l.clean
+	l.clean = nil
+	scan := len(c.Scan)
+	c.Run(testCleanSource{testSource{l}})
+	l.w.log("slot %d cleans, scan of %d, moves %d into segment %d life %d: %v", l.id.Slot, scan, len(c.Moves), c.into.Index, c.into.Life, c.Err)
+	return c
+}
+
+// testPolicy cleans whatever is half dead, and sorts when it is told to.
+type testPolicy struct{ always bool }
+
+func (p testPolicy) Always() bool       { return p.always }
+func (p testPolicy) Pressure(Table) int { return 0 }
+func (p testPolicy) Choose(t Table) (all []SegmentUse) {
+	for _, s := range t.Sealed {
+		if s.Live*2+4 < s.Used && len(all) < 3 {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
 // due returns what the executor could do next, and reports it when it has.
 func (l *testLane) due() (choices []func() (done func())) {
 	if len(l.ios) > 0 {
@@ -199,6 +244,9 @@ func (l *testLane) due() (choices []func() (done func())) {
 	if l.commit != nil {
 		choices = append(choices, func() func() { return l.runCommit().Done })
 	}
+	if l.clean != nil {
+		choices = append(choices, func() func() { return l.runClean().Done })
+	}
 	return choices
 }
 
@@ -210,7 +258,7 @@ func (l *testLane) stop(power bool) {
 		l.disk = l.disk.Kill()
 	}
 	l.files, l.store = l.disk, l.store.Crash(0)
-	l.lane, l.ios, l.prepare, l.load, l.commit, l.pinned = nil, nil, nil, nil, nil, nil
+	l.lane, l.ios, l.prepare, l.load, l.commit, l.clean, l.pinned = nil, nil, nil, nil, nil, nil, nil
 }
 
 // headers reads the first block of every segment.

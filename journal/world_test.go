@@ -56,6 +56,7 @@ type worldConfig struct {
 	arenaPages      int
 	records         int  // of the window
 	rare            bool // checkpoints are rare, so that much log is replayed
+	still           bool // nothing is cleaned
 	imitate         bool // write copies of the log's own descriptors and headers
 }
 
@@ -119,10 +120,15 @@ func (w *world) log(format string, args ...any) {
 }
 
 func (w *world) laneConfig(l *testLane) Config {
-	return Config{
+	cfg := Config{
 		ID: l.id, Volume: testVolume, SegmentBlocks: w.cfg.segmentBlocks,
 		CheckpointBytes: w.cfg.checkpointBytes, PageBudget: w.cfg.pageBudget,
+		Regions: uint64(w.cfg.regions),
 	}
+	if !w.cfg.still {
+		cfg.Policy = testPolicy{always: w.cfg.seed%3 == 0}
+	}
+	return cfg
 }
 
 func segmentFile(index uint32) string { return fmt.Sprintf("log/%06d", index) }
@@ -141,7 +147,7 @@ func (w *world) pump() {
 		if d := l.lane.Durable(); d >= w.start {
 			l.known = max(l.known, d)
 		}
-		for l.wake = l.lane.Pump(w.now); l.lane.Encoding(); l.wake = l.lane.Pump(w.now) {
+		for l.wake = l.lane.Pump(w.now); l.lane.Encoding() || l.lane.Cleaning(); l.wake = l.lane.Pump(w.now) {
 		}
 	}
 	w.retire()
@@ -430,6 +436,9 @@ func (w *world) crash(power bool) {
 		}
 		if l.commit != nil && w.rng.IntN(2) == 0 {
 			l.runCommit()
+		}
+		if l.clean != nil && w.rng.IntN(2) == 0 {
+			l.runClean()
 		}
 		l.stop(power)
 	}

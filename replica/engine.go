@@ -19,19 +19,20 @@ const (
 // reads that are out of the ordinary. Its submitting methods never block. Close
 // joins everything.
 type Engine struct {
-	slot  *Slot
-	async *disk.Async // nil: the kernel has none for us
-	lanes []*lane     // by shard
-	reads *reads
-	meta  *workers
-	done  sync.WaitGroup
-	reap  sync.WaitGroup
+	slot     *Slot
+	async    *disk.Async // nil: the kernel has none for us
+	lanes    []*lane     // by shard
+	reads    *reads
+	meta     *workers
+	cleaners *workers
+	done     sync.WaitGroup
+	reap     sync.WaitGroup
 }
 
 // StartEngine starts a slot's goroutines.
 func StartEngine(s *Slot) *Engine {
 	shards := int(s.super.Shards)
-	e := &Engine{slot: s, meta: newWorkers(min(3*shards, 16))}
+	e := &Engine{slot: s, meta: newWorkers(min(3*shards, 16)), cleaners: newWorkers(cleanWorkers)}
 	async, err := disk.NewAsync(asyncDepth)
 	if err == nil {
 		e.async = async
@@ -122,9 +123,6 @@ func (e *Engine) Commit(c *journal.Commit) {
 	}
 }
 
-// Recycle returns segments to the slot's pool.
-func (e *Engine) Recycle(segments []uint32) { e.slot.Recycle(segments) }
-
 // readTask is a piece of a read operation.
 type readTask struct {
 	slot *Slot
@@ -185,6 +183,7 @@ func (e *Engine) startJoin(joined chan<- struct{}) {
 		e.done.Wait()
 		e.reads.close()
 		e.meta.close()
+		e.cleaners.close()
 		if e.async != nil {
 			_ = e.async.Close() // nothing is under way that could be lost with it
 		}

@@ -14,6 +14,8 @@ type Options struct {
 	// CheckpointBytes and PageBudget are those of each lane.
 	CheckpointBytes int64
 	PageBudget      int
+	// Policy decides what every lane's cleaner does; nil: nothing is cleaned.
+	Policy journal.Policy
 	// Survivor is the slot plus one that an operator wants opened although
 	// too few slots are usable, or although records are missing; 0 for none.
 	Survivor int
@@ -214,6 +216,8 @@ func (g *Group) recoverSlot(i int, s *Slot) error {
 		cfg := journal.Config{
 			ID: journal.LaneID{Slot: s.ID, Shard: uint16(shard)}, Volume: g.Volume, SegmentBlocks: g.SegmentBlocks,
 			CheckpointBytes: g.opt.CheckpointBytes, PageBudget: g.opt.PageBudget,
+			Policy: g.opt.Policy, ShareBlocks: int64(g.SizeBytes/journal.BlockSize) / int64(g.Shards),
+			Regions: g.SizeBytes / (journal.RegionBlocks * journal.BlockSize),
 		}
 		if g.Lanes[shard][i], err = journal.Recover(cfg, s, headers); err != nil {
 			return err

@@ -3,7 +3,7 @@ package replica
 import (
 	"errors"
 	"fmt"
-	"slices"
+	"math"
 	"sync"
 
 	"trivet/disk"
@@ -17,23 +17,36 @@ const fileBytes = 32 << 20
 // logDir is where a slot's log files are.
 const logDir = "log"
 
+// keptSegments is how many free segments keep their blocks, to be written again
+// without asking the filesystem; those beyond are given back to it.
+const keptSegments = 6
+
 // pool hands out a slot's segments, and makes new ones when none is free.
 type pool struct {
 	fs      disk.FS
 	blocks  uint32 // of a segment
 	perFile uint32
 
-	growing sync.Mutex // held while the log grows, which is I/O
+	growing sync.Mutex // held while the log grows or shrinks, which is I/O
 	mu      sync.Mutex // guards what follows; held for no I/O
 	files   uint32
-	free    []uint32
-	written map[uint32]bool // segments that were ever taken
+	free    []uint32 // with blocks
+	holes   []uint32 // free, without blocks
+	state   map[uint32]segmentUse
+	kept    int // see keptSegments; all of them where the filesystem takes none back
 	life    uint32
+}
+
+// segmentUse is what a pool knows of a segment. The zero value: it is in use,
+// or on its way, and was never written.
+type segmentUse struct {
+	free    bool
+	written bool // its blocks need no change of the filesystem's metadata
 }
 
 func newPool(fs disk.FS, segmentBlocks uint32) *pool {
 	perFile := max(1, fileBytes/(segmentBlocks*journal.BlockSize))
-	return &pool{fs: fs, blocks: segmentBlocks, perFile: perFile, written: make(map[uint32]bool)}
+	return &pool{fs: fs, blocks: segmentBlocks, perFile: perFile, kept: keptSegments, state: make(map[uint32]segmentUse)}
 }
 
 func (p *pool) segmentBytes() int64 { return int64(p.blocks) * journal.BlockSize }
@@ -64,27 +77,36 @@ func (p *pool) discover() error {
 func (p *pool) segments() uint32 { return p.files * p.perFile }
 
 // seed makes every segment free that is not in use, and lives begin above
-// life. written are the segments that hold something.
+// life. written are the segments that hold something; of the others nobody
+// knows whether they have blocks.
 func (p *pool) seed(inUse, written []uint32, life uint32) {
 	for _, s := range written {
-		p.written[s] = true
+		p.state[s] = segmentUse{written: true}
 	}
 	used := make([]bool, p.segments())
 	for _, s := range inUse {
 		used[s] = true
 	}
-	p.free = p.free[:0]
+	p.free, p.holes = nil, nil
 	for s := len(used) - 1; s >= 0; s-- {
-		if !used[s] {
+		if used[s] {
+			continue
+		}
+		u := p.state[uint32(s)]
+		u.free = true
+		p.state[uint32(s)] = u
+		if u.written {
 			p.free = append(p.free, uint32(s))
+		} else {
+			p.holes = append(p.holes, uint32(s))
 		}
 	}
 	p.life = max(p.life, life)
 }
 
-// take returns a free segment and a life for it; fresh tells that it was never
-// written, so its blocks still have to be allocated by the filesystem. With
-// zero, a file that is made for it is written with zeros first.
+// take returns a free segment and a life for it; fresh tells that its blocks
+// have still to be marked as written by the filesystem. With zero, a file that
+// is made for it is written with zeros first.
 func (p *pool) take(zero bool) (segment, life uint32, fresh bool, err error) {
 	if segment, life, fresh, ok := p.takeFree(); ok {
 		return segment, life, fresh, nil
@@ -101,11 +123,28 @@ func (p *pool) take(zero bool) (segment, life uint32, fresh bool, err error) {
 	}
 }
 
-// grow makes one more log file. It is written with zeros as a whole, before any
-// of its segments is used: while the filesystem's journal has a change of the
-// file's extents, every durable write to the file waits for a commit.
+func (p *pool) takeFree() (segment, life uint32, fresh, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := len(p.free)
+	if n == 0 {
+		return 0, 0, false, false
+	}
+	segment, p.free = p.free[n-1], p.free[:n-1]
+	p.life++
+	fresh = !p.state[segment].written
+	p.state[segment] = segmentUse{written: true}
+	return segment, p.life, fresh, true
+}
+
+// grow gives a hole blocks again or, when there is none, makes one more file.
 func (p *pool) grow(zero bool) error {
 	p.mu.Lock()
+	if n := len(p.holes); n > 0 {
+		segment := p.holes[n-1]
+		p.mu.Unlock()
+		return p.fill(segment)
+	}
 	file := p.files
 	p.mu.Unlock()
 	f, err := p.fs.Create(fileName(file), p.segmentBytes()*int64(p.perFile))
@@ -124,40 +163,91 @@ func (p *pool) grow(zero bool) error {
 	for s := int(p.perFile) - 1; s >= 0; s-- {
 		segment := file*p.perFile + uint32(s)
 		p.free = append(p.free, segment)
-		p.written[segment] = zero
+		p.state[segment] = segmentUse{free: true, written: zero}
 	}
 	return nil
 }
 
-func (p *pool) takeFree() (segment, life uint32, fresh, ok bool) {
+// fill gives the last hole blocks again.
+func (p *pool) fill(segment uint32) error {
+	file, base := p.place(segment)
+	f, err := p.fs.Open(fileName(file))
+	if err != nil {
+		return err
+	}
+	err = f.Allocate(base, p.segmentBytes())
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	n := len(p.free)
-	if n == 0 {
-		return 0, 0, false, false
-	}
-	segment, p.free = p.free[n-1], p.free[:n-1]
-	p.life++
-	fresh = !p.written[segment]
-	p.written[segment] = true
-	return segment, p.life, fresh, true
+	p.holes = p.holes[:len(p.holes)-1]
+	p.free = append(p.free, segment)
+	return nil
 }
 
-// put returns segments.
-func (p *pool) put(segments []uint32) {
+// put returns segments. It tells whether more are free than are kept.
+func (p *pool) put(segments []uint32) (surplus bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, s := range segments {
-		if slices.Contains(p.free, s) {
+		u := p.state[s]
+		if u.free {
 			panic(fmt.Sprintf("replica: segment %d is returned twice", s))
 		}
+		u.free = true
+		p.state[s] = u
 		p.free = append(p.free, s)
+	}
+	return len(p.free) > p.kept
+}
+
+// prune gives the blocks of free segments back to the filesystem, but for those
+// that are kept. Nobody reads them any more: they were recycled.
+func (p *pool) prune() error {
+	p.growing.Lock()
+	defer p.growing.Unlock()
+	for {
+		p.mu.Lock()
+		if len(p.free) <= p.kept {
+			p.mu.Unlock()
+			return nil
+		}
+		segment := p.free[0]
+		p.free = append(p.free[:0], p.free[1:]...)
+		p.mu.Unlock()
+		err := p.punch(segment)
+		p.mu.Lock()
+		if err != nil {
+			p.free = append(p.free, segment)
+			if errors.Is(err, errors.ErrUnsupported) {
+				p.kept, err = math.MaxInt, nil
+			}
+			p.mu.Unlock()
+			return err
+		}
+		p.holes = append(p.holes, segment)
+		p.state[segment] = segmentUse{free: true}
+		p.mu.Unlock()
 	}
 }
 
-// counts returns the segments in use and free.
+func (p *pool) punch(segment uint32) error {
+	file, base := p.place(segment)
+	f, err := p.fs.Open(fileName(file))
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Deallocate(base, p.segmentBytes()), f.Close())
+}
+
+// counts returns the segments in use and free, holes included.
 func (p *pool) counts() (inUse, free int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return int(p.segments()) - len(p.free), len(p.free)
+	free = len(p.free) + len(p.holes)
+	return int(p.segments()) - free, free
 }

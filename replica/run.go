@@ -51,8 +51,17 @@ func (s *Slot) RunCommit(c *journal.Commit) {
 	c.Done()
 }
 
-// Recycle returns segments to the pool.
-func (s *Slot) Recycle(segments []uint32) { s.pool.put(segments) }
+// Recycle returns segments to the pool. It tells whether RunPrune is due.
+func (s *Slot) Recycle(segments []uint32) (prune bool) { return s.pool.put(segments) }
+
+// RunPrune gives the blocks of free segments back to the filesystem. That it
+// could not is no harm: they are free all the same.
+func (s *Slot) RunPrune() error {
+	if err := s.pool.prune(); err != nil {
+		return fmt.Errorf("slot %d: prune the log: %w", s.ID, err)
+	}
+	return nil
+}
 
 // RunRead reads a whole operation and reports it.
 func (s *Slot) RunRead(r *journal.Read) {

@@ -1,6 +1,8 @@
 package shard
 
 import (
+	"fmt"
+	"slices"
 	"time"
 
 	"trivet/arena"
@@ -31,6 +33,9 @@ type Config struct {
 	// Faulted is called, not under the shard's ownership, when a slot's lane
 	// has given up or stands still. The callee answers with Drop, or not.
 	Faulted func(slot journal.SlotID, lost bool, err error)
+	// Rotten is called, not under the shard's ownership, with a block that the
+	// cleaner could not read in a slot. Reading it from there repairs it.
+	Rotten func(slot int, lba journal.LBA)
 	// Event is called with what an operator should know. It must not block.
 	Event func(slot int, what string, err error)
 	// StallAfter is how long an operation of a lane may take before the slot
@@ -99,6 +104,7 @@ type core struct {
 	done     partList // completed in this turn
 	faults   []fault  // to be reported after this turn
 	quiet    []func() // called once everything is checkpointed and nothing is under way
+	rotten   []rot    // to be read, and so repaired, after this turn
 	progress bool     // an operation has come back in this turn
 	counters Counters
 }
@@ -242,13 +248,17 @@ func (c *core) settle() (wake time.Duration) {
 		if !c.live[i] {
 			continue
 		}
-		if len(c.quiet) > 0 && !l.Checkpointed(c.window.Last()) {
-			l.RequestCheckpoint() // again, if it had not written everything the last time
+		if len(c.quiet) > 0 {
+			l.StopCleaning()
+			if !l.Checkpointed(c.window.Last()) {
+				l.RequestCheckpoint() // again, if it had not written everything the last time
+			}
 		}
 		at(l.Pump(c.now))
-		if l.Encoding() {
+		if l.Encoding() || l.Cleaning() {
 			at(c.now + 1)
 		}
+		c.takeRotten(i, l)
 		at(c.supervise(journal.SlotID(i), l))
 	}
 	c.advance()
@@ -304,6 +314,37 @@ func (c *core) supervise(slot journal.SlotID, l *journal.Lane) time.Duration {
 		return c.now + c.cfg.StallAfter
 	}
 	return due
+}
+
+type rot struct {
+	slot int
+	lba  journal.LBA
+}
+
+// takeRotten gathers what the cleaner could not read.
+func (c *core) takeRotten(slot int, l *journal.Lane) {
+	for _, r := range l.TakeRotten() {
+		c.cfg.Event(slot, fmt.Sprintf("block %d was found rotten by the cleaner", r.LBA), nil)
+		c.rotten = append(c.rotten, rot{slot, r.LBA})
+	}
+}
+
+// pressure is how short of log space the quorum is: a slot that alone is short
+// does not count.
+func (c *core) pressure() int {
+	var all []int
+	var few [journal.MaxSlots]int
+	all = few[:0]
+	for i, l := range c.lanes {
+		if c.live[i] {
+			all = append(all, l.Pressure())
+		}
+	}
+	if len(all) < c.cfg.Quorum {
+		return 0
+	}
+	slices.Sort(all)
+	return all[c.cfg.Quorum-1]
 }
 
 // stallBudget is shorter once the lane holds up everybody: it then pins

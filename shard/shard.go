@@ -191,8 +191,9 @@ func (s *Shard) turn() {
 		s.armed = wake
 		s.host.WakeAt(wake)
 	}
-	done, faults, quiet := c.done, c.faults, c.takeQuiet()
-	c.done, c.faults = partList{}, nil
+	s.pressure.Store(int32(c.pressure()))
+	done, faults, rotten, quiet := c.done, c.faults, c.rotten, c.takeQuiet()
+	c.done, c.faults, c.rotten = partList{}, nil, nil
 	s.waiting.Store(s.backlog != nil)
 	s.owned.Store(false)
 
@@ -209,6 +210,9 @@ func (s *Shard) turn() {
 	}
 	for _, f := range faults {
 		c.cfg.Faulted(f.slot, f.lost, f.err)
+	}
+	for _, r := range rotten {
+		c.cfg.Rotten(r.slot, r.lba)
 	}
 	for _, fn := range quiet {
 		fn()

@@ -127,7 +127,7 @@ func (s *server) openSlots(missing int) error {
 		if err := s.openArena(slots); err != nil {
 			return errors.Join(err, closeAll(slots), w.closeArena())
 		}
-		opt := replica.Options{CheckpointBytes: w.cfg.checkpointBytes, PageBudget: w.cfg.pageBudget, Log: w.note}
+		opt := replica.Options{CheckpointBytes: w.cfg.checkpointBytes, PageBudget: w.cfg.pageBudget, Policy: w.cfg.policy, Log: w.note}
 		if s.held != nil {
 			opt.Arena = s.held
 		}
@@ -264,6 +264,7 @@ func (s *server) activate() error {
 			Window: journal.NewWindow(g.Starts[i], 2*s.arena.Pages()+1024, s.arena.Pages()),
 			Slots:  slots, Quorum: g.Quorum(), StallAfter: stallAfter, FailAfter: failAfter,
 			Faulted: s.faulted, Event: w.note,
+			Rotten: func(slot int, lba journal.LBA) { s.readRotten(s.shards[i], slot, lba) },
 		}, g.Lanes[i], h)
 		s.hosts, s.shards, s.caches = append(s.hosts, h), append(s.shards, h.shard), append(s.caches, c)
 	}
@@ -320,10 +321,14 @@ func (s *server) repairRotten() {
 				continue
 			}
 			for _, rot := range r.Rotten {
-				s.shards[i].Submit(&shard.Part{Op: shard.Cache, LBA: rot.LBA, Length: journal.BlockSize, Prefer: slot + 1, Done: func(*shard.Part) {}})
+				s.readRotten(s.shards[i], slot, rot.LBA)
 			}
 		}
 	}
+}
+
+func (s *server) readRotten(sh *shard.Shard, slot int, lba journal.LBA) {
+	sh.Submit(&shard.Part{Op: shard.Cache, LBA: lba, Length: journal.BlockSize, Prefer: slot + 1, Done: func(*shard.Part) {}})
 }
 
 // faulted is what a shard calls when a slot's lane was lost or stands still.

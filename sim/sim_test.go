@@ -65,7 +65,7 @@ var mustHappen = []string{
 	"segment.read error", "segment.read flip", "segment.alloc error", "superblock error", "any error", "any crash",
 	"metadata call fails", "hang", "bursts", "bytes flipped", "slots blanked", "slots dropped", "slots set aside",
 	"kills", "power cuts", "clean closes", "killed inside a step", "killed while adopting", "killed while opening", "open failed", "opened with two slots",
-	"records that outlived a kill", "segments recycled", "blocks written in part", "arena full", "requests refused: stopped",
+	"records that outlived a kill", "segments recycled", "pieces cleaned", "blocks written in part", "arena full", "requests refused: stopped",
 }
 
 func checkCoverage(t *testing.T, cover Coverage) {

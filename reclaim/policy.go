@@ -1,0 +1,96 @@
+//trivet:pure
+
+package reclaim
+
+import (
+	"slices"
+
+	"trivet/journal"
+)
+
+// Policy is when and what to clean. It keeps a lane's log within a bound that
+// follows what the lane holds: the live blocks, a third more, and a twenty-fifth
+// of its part of the volume. The zero value is the default.
+type Policy struct {
+	// Constantly makes the cleaner never rest: for tests, and to have the log
+	// sorted by address.
+	Constantly bool
+}
+
+// The bounds of a lane's log, in thousandths of its live blocks and of its part
+// of the volume, and in segments: a lane of a small volume cannot do with less.
+const (
+	hardLive, hardShare, hardSegments = 1330, 35, 9
+	softLive, softShare, softSegments = 1240, 25, 6
+	fullPressure                      = 1000
+)
+
+// bound is a number of segments for what the lane holds.
+func bound(t journal.Table, live, share, segments int64) int {
+	blocks := (t.Live*live + t.Share*share) / 1000
+	least := (t.Live+t.SegmentBlocks-1)/t.SegmentBlocks + segments
+	return int(max(blocks/t.SegmentBlocks, least))
+}
+
+// Pressure rises from 0 at the soft bound to 1000 at the hard one.
+func (p Policy) Pressure(t journal.Table) int {
+	soft, hard := bound(t, softLive, softShare, softSegments), bound(t, hardLive, hardShare, hardSegments)
+	if t.Segments <= soft {
+		return 0
+	}
+	return min(fullPressure, fullPressure*(t.Segments-soft)/max(hard-soft, 1))
+}
+
+// Always implements journal.Policy.
+func (p Policy) Always() bool { return p.Constantly }
+
+// Choose returns as many segments as fill one when their live blocks are
+// copied, once the log is longer than its soft bound: those first that give the
+// most space for the least copying, the older one of two alike.
+//
+// The benefit of a segment is what it frees over what cleaning it costs, as in
+// Rosenblum and Ousterhout, 'The design and implementation of a log-structured
+// file system' (1992), section 3.6, with the segment's rank by age for its age.
+func (p Policy) Choose(t journal.Table) []journal.SegmentUse {
+	if t.Segments < bound(t, softLive, softShare, softSegments) {
+		return nil
+	}
+	type candidate struct {
+		use     journal.SegmentUse
+		benefit float64
+	}
+	var all []candidate
+	for i, s := range t.Sealed {
+		if int64(s.Live) > t.SegmentBlocks*9/10 {
+			continue // hardly anything to gain
+		}
+		u := float64(s.Live) / float64(t.SegmentBlocks)
+		age := 1 + float64(len(t.Sealed)-i)/float64(len(t.Sealed))
+		all = append(all, candidate{s, (1 - u) * age / (1 + u)})
+	}
+	slices.SortStableFunc(all, func(a, b candidate) int {
+		switch {
+		case a.benefit > b.benefit:
+			return -1
+		case a.benefit < b.benefit:
+			return 1
+		}
+		return 0
+	})
+	var chosen []journal.SegmentUse
+	live := int64(0)
+	for _, c := range all {
+		if len(chosen) == maxVictims || live >= t.SegmentBlocks*63/64 {
+			break
+		}
+		chosen = append(chosen, c.use)
+		live += int64(c.use.Live)
+	}
+	if len(chosen) < 2 {
+		return nil // one for one makes no space
+	}
+	return chosen
+}
+
+// maxVictims bounds what one piece of cleaning reads.
+const maxVictims = 16

@@ -1,0 +1,81 @@
+package replica
+
+import (
+	"fmt"
+
+	"trivet/journal"
+)
+
+// cleanWorkers is how much is cleaned at a time in one slot, on a pool of its
+// own: neither a checkpoint nor a read waits for the cleaner, nor it for them.
+const cleanWorkers = 2
+
+type cleanTask struct {
+	slot *Slot
+	op   *journal.Clean
+}
+
+func (t cleanTask) run() { t.slot.RunClean(t.op) }
+
+// Clean carries out a piece of cleaning on a worker.
+func (e *Engine) Clean(c *journal.Clean) {
+	if err := e.cleaners.submit(cleanTask{e.slot, c}); err != nil {
+		c.Err = err
+		c.Done()
+	}
+}
+
+type pruneTask struct{ slot *Slot }
+
+func (t pruneTask) run() { _ = t.slot.RunPrune() }
+
+// Recycle returns segments to the slot's pool, and has those pruned that are
+// too many.
+func (e *Engine) Recycle(segments []uint32) {
+	if e.slot.Recycle(segments) {
+		_ = e.cleaners.submit(pruneTask{e.slot}) // closing: the next start prunes
+	}
+}
+
+// stepper is a file system that fault rules apply to.
+type stepper interface {
+	// Reclaim meets the rules for a step of reclaim.
+	Reclaim() error
+}
+
+// RunClean carries out a piece of cleaning.
+func (s *Slot) RunClean(c *journal.Clean) {
+	if f, ok := s.fs.(stepper); ok {
+		c.Err = f.Reclaim()
+	}
+	if c.Err == nil {
+		c.Run(cleanSource{s})
+	}
+	if c.Err != nil {
+		c.Err = fmt.Errorf("slot %d: %w", s.ID, c.Err)
+	}
+	c.Done()
+}
+
+// cleanSource is the slot as the cleaner sees it.
+type cleanSource struct{ *Slot }
+
+func (s cleanSource) ReadBlocks(blocks []journal.ReadBlock) { s.readBlocks(blocks) }
+
+func (s cleanSource) Cold() (*journal.Open, error) { return s.prepare(false) }
+
+func (s cleanSource) Keep(o *journal.Open) error {
+	s.forget(o)
+	if err := o.File.Close(); err != nil {
+		return fmt.Errorf("close segment %d: %w", o.Index, err)
+	}
+	return nil
+}
+
+// Discard returns a segment of which nobody knows: what was written to it names
+// a life that ends here.
+func (s cleanSource) Discard(o *journal.Open) error {
+	err := s.Keep(o)
+	s.pool.put([]uint32{o.Index})
+	return err
+}
