@@ -176,7 +176,9 @@ func (l *line) next(now time.Duration) *part {
 			l.turn = (at + 1) % len(l.gates)
 		}
 		l.count(g, now, p)
-		l.remove(g, g.turn)
+		if left := l.remove(g, g.turn); left > 0 {
+			g.turn = (g.turn + 1) % len(g.flows)
+		}
 		return p
 	}
 	return nil
@@ -228,25 +230,24 @@ func pace(pressure int) time.Duration {
 	return min(paceHalf*time.Duration(pressure)/time.Duration(shard.Full-pressure), paceMost)
 }
 
-// remove takes the first part out of the flow with index i. If it was that
-// flow's turn, it is the next one's now.
-func (l *line) remove(g *gate, i int) {
+// remove takes the first part out of the flow with index i, and returns how many
+// are left in it.
+func (l *line) remove(g *gate, i int) (left int) {
 	f := g.flows[i]
 	f.parts[0] = nil
 	f.parts = f.parts[1:]
 	l.length--
-	switch {
-	case len(f.parts) > 0 && i == g.turn:
-		g.turn++
-	case len(f.parts) == 0:
-		g.flows = slices.Delete(g.flows, i, i+1)
-		if i < g.turn {
-			g.turn--
-		}
+	if len(f.parts) > 0 {
+		return len(f.parts)
 	}
-	if g.turn >= len(g.flows) {
+	g.flows = slices.Delete(g.flows, i, i+1)
+	if i < g.turn {
+		g.turn--
+	}
+	if g.turn == len(g.flows) {
 		g.turn = 0
 	}
+	return 0
 }
 
 // expired takes out a part whose deadline has passed, with the error that tells
