@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -47,6 +48,9 @@ type Options struct {
 	HelperCommand []string
 	// ReclaimAlways cleans segments whether or not space is short, for tests.
 	ReclaimAlways bool
+
+	// pause waits between two tries to take a lock; tests need not.
+	pause func(context.Context, time.Duration) error
 }
 
 // The defaults, and the bounds of memory.
@@ -59,6 +63,11 @@ const (
 	pageBytes         = 4300     // of one map page in memory
 	replayBytes       = 384 << 20
 	stallAfter        = 4 * time.Second
+
+	// A server that was killed holds its locks until the kernel has taken it
+	// apart; one that is started right after it waits that long in all.
+	lockPause = 50 * time.Millisecond
+	lockTries = 40
 )
 
 // Open opens the volume, or makes it. It returns when everything that was
@@ -66,6 +75,9 @@ const (
 func Open(ctx context.Context, opt Options) (*Device, error) {
 	if opt.Deadline == 0 {
 		opt.Deadline = defaultDeadline
+	}
+	if opt.pause == nil {
+		opt.pause = pause
 	}
 	d := &Device{opt: opt, epoch: time.Now(), events: &events{log: opt.Log}, drained: make(chan struct{}, 1)}
 	d.parts.New = func() any {
@@ -97,15 +109,20 @@ func (d *Device) directories() ([]string, error) {
 		return filepath.Join(o.Dir, fmt.Sprintf("slot-%d", i))
 	}
 	found := 0
+	var unreadable error
 	for i := range journal.MaxSlots {
-		super, err := readSuperblock(dir(i))
-		if err != nil || super == nil {
-			continue // openSlots says what is wrong with it
+		super, err := inspectSlot(dir(i))
+		if super != nil {
+			found = int(super.Replicas)
+			break
 		}
-		found = int(super.Replicas)
-		break
+		if err != nil && unreadable == nil {
+			unreadable = fmt.Errorf("slot %d in %s: %w", i, dir(i), err)
+		}
 	}
 	switch {
+	case found == 0 && unreadable != nil: // there may be a volume: none is made over it
+		return nil, unreadable
 	case found == 0 && o.Size == 0:
 		return nil, ErrNoVolume
 	case found == 0 && o.Replicas == 0:
@@ -123,24 +140,23 @@ func (d *Device) directories() ([]string, error) {
 	return dirs, nil
 }
 
-// readSuperblock returns the superblock in a directory, nil when there is none.
-func readSuperblock(dir string) (*journal.Superblock, error) {
+// inspectSlot returns the superblock in a directory, nil when there is none and
+// never was.
+func inspectSlot(dir string) (*journal.Superblock, error) {
 	files, err := disk.Real(dir, disk.Options{})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
-	f, err := files.Open(journal.SuperblockFile)
-	if err != nil {
-		return nil, err
-	}
-	super, _, err := journal.ReadSuperblock(f)
-	return super, errors.Join(err, f.Close())
+	return replica.Inspect(files)
 }
 
 // geometry is that of the volume that exists, or of the one to be made.
 func (d *Device) geometry(dirs []string) (g replica.Geometry, err error) {
 	for _, dir := range dirs {
-		if super, err := readSuperblock(dir); err == nil && super != nil {
+		if super, err := inspectSlot(dir); err == nil && super != nil {
 			g = replica.Geometry{
 				Volume: super.Volume, Name: super.Name, SizeBytes: super.SizeBytes, Replicas: int(super.Replicas),
 				Shards: int(super.Shards), SegmentBlocks: super.SegmentBlocks,
@@ -182,12 +198,13 @@ func (d *Device) openSlots(ctx context.Context, dirs []string) error {
 		return err
 	}
 	d.info = Info{Name: g.Name, SizeBytes: g.SizeBytes}
+	locks := &patience{ctx: ctx, pause: d.opt.pause, tries: lockTries}
 	for attempt := 0; ; attempt++ {
-		slots, absent := d.tryAll(dirs, g)
-		if err := ctx.Err(); err != nil {
+		slots, absent := d.tryAll(dirs, g, locks)
+		if err := errors.Join(ctx.Err(), inUse(absent)); err != nil {
 			return errors.Join(err, closeAll(slots))
 		}
-		held, err := d.openArena(g, started(slots))
+		held, err := d.openArena(g, started(slots), locks)
 		if err != nil {
 			return errors.Join(err, closeAll(slots))
 		}
@@ -239,21 +256,68 @@ func (d *Device) unbelievable(dirs []string) (slots []int) {
 }
 
 // setAside moves what a slot's directory holds into a directory of its own
-// there, so that nothing is lost and the slot is blank.
+// there, so that nothing is lost and the slot is blank. The superblock goes
+// first: when the rest is cut short, the next start finds it lost.
 func setAside(dir string) error {
-	aside := filepath.Join(dir, "aside-"+time.Now().UTC().Format("20060102T150405.000000000"))
-	names, err := os.ReadDir(dir)
+	aside := filepath.Join(dir, replica.AsidePrefix+time.Now().UTC().Format("20060102T150405.000000000"))
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
+	}
+	names := []string{journal.SuperblockFile}
+	for _, e := range entries {
+		if name := e.Name(); name != journal.SuperblockFile && name != "lost+found" && !strings.HasPrefix(name, replica.AsidePrefix) {
+			names = append(names, name)
+		}
 	}
 	if err := os.Mkdir(aside, 0o700); err != nil {
 		return err
 	}
-	for _, n := range names {
-		if n.IsDir() && len(n.Name()) > 6 && n.Name()[:6] == "aside-" {
-			continue
+	for _, name := range names {
+		err := os.Rename(filepath.Join(dir, name), filepath.Join(aside, name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
-		if err := os.Rename(filepath.Join(dir, n.Name()), filepath.Join(aside, n.Name())); err != nil {
+	}
+	return nil
+}
+
+// patience waits for locks, up to a number of tries over all of them.
+type patience struct {
+	ctx   context.Context
+	pause func(context.Context, time.Duration) error
+	tries int
+}
+
+// take calls open again as long as what it opens is locked.
+func (p *patience) take(open func() error) error {
+	err := open()
+	for ; p.tries > 0 && (errors.Is(err, replica.ErrInUse) || errors.Is(err, arena.ErrLocked)); p.tries-- {
+		if err := p.pause(p.ctx, lockPause); err != nil {
+			return err
+		}
+		err = open()
+	}
+	return err
+}
+
+// pause waits, or returns the context's error when that ends first.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// inUse returns the error of a slot that another process serves: it serves the
+// volume, whatever could be had of the other slots.
+func inUse(absent []error) error {
+	for _, err := range absent {
+		if errors.Is(err, replica.ErrInUse) {
 			return err
 		}
 	}
@@ -261,10 +325,14 @@ func setAside(dir string) error {
 }
 
 // tryAll opens or makes every slot; one that fails is absent, with the reason.
-func (d *Device) tryAll(dirs []string, g replica.Geometry) ([]*replica.Slot, []error) {
+func (d *Device) tryAll(dirs []string, g replica.Geometry, locks *patience) ([]*replica.Slot, []error) {
 	slots, absent := make([]*replica.Slot, len(dirs)), make([]error, len(dirs))
 	for i, dir := range dirs {
-		s, err := d.openSlot(i, dir, g)
+		var s *replica.Slot
+		err := locks.take(func() (err error) {
+			s, err = d.openSlot(i, dir, g)
+			return err
+		})
 		if err != nil {
 			d.events.note(i, "slot does not take part", err)
 			absent[i] = err
@@ -284,15 +352,12 @@ func (d *Device) openSlot(id int, dir string, g replica.Geometry) (*replica.Slot
 	if d.opt.Faults != nil {
 		files = disk.Faulty(real, d.opt.Faults, id, disk.FaultyOptions{})
 	}
-	s, err := replica.ReadSlot(files, slotID(id), dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := d.createSlot(files, id, dir, g); err != nil {
-			return nil, err
-		}
-		s, err = replica.ReadSlot(files, slotID(id), dir)
-	}
+	s, made, err := replica.OpenSlot(files, slotID(id), dir, g)
 	if err != nil {
 		return nil, err
+	}
+	if made {
+		d.events.note(id, "a blank slot was made in "+dir, nil)
 	}
 	store, err := meta.StartHelper(meta.HelperOptions{Dir: filepath.Join(dir, "meta"), Command: d.opt.HelperCommand})
 	if err != nil {
@@ -300,21 +365,6 @@ func (d *Device) openSlot(id int, dir string, g replica.Geometry) (*replica.Slot
 	}
 	s.Attach(store)
 	return s, nil
-}
-
-// createSlot makes a blank slot in an empty directory, and in no other.
-func (d *Device) createSlot(files disk.FS, id int, dir string, g replica.Geometry) error {
-	names, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		if name := n.Name(); name != "lost+found" && name != "lock" && (len(name) < 6 || name[:6] != "aside-") {
-			return fmt.Errorf("slot %d: %s holds %s but no superblock; empty it or move its content away", id, dir, name)
-		}
-	}
-	d.events.note(id, "a blank slot is made in "+dir, nil)
-	return replica.CreateSlot(files, slotID(id), g)
 }
 
 // started returns the last generation that any slot took part in.

@@ -32,12 +32,15 @@ func (o *outlived) Last(s uint16) journal.LSN {
 // that cannot be used is set aside, never overwritten; so is one of an earlier
 // generation than was started since: its writes were lost then, and others
 // have taken their place.
-func (d *Device) openArena(g replica.Geometry, started journal.Generation) (held *outlived, err error) {
+func (d *Device) openArena(g replica.Geometry, started journal.Generation, locks *patience) (held *outlived, err error) {
 	opt := arena.Options{
 		Volume: g.Volume, Dir: d.opt.ArenaDir, FallbackDir: d.opt.Dir, SizeBytes: d.arenaBytes(), Shards: g.Shards,
 		Notify: func() { d.door.notify() },
 	}
-	d.arena, err = arena.Open(opt)
+	err = locks.take(func() (err error) {
+		d.arena, err = arena.Open(opt)
+		return err
+	})
 	if errors.Is(err, arena.ErrCorrupt) || errors.Is(err, arena.ErrStale) {
 		if err := d.setArenaAside(opt, err); err != nil {
 			return nil, err

@@ -23,10 +23,7 @@ func testSlot(t *testing.T) (*Slot, *inject.Set) {
 	}
 	files := disk.Faulty(real, faults, 0, disk.FaultyOptions{})
 	g := Geometry{Name: "test", SizeBytes: 64 << 20, Replicas: 3, Shards: 2, SegmentBlocks: 1024}
-	if err := CreateSlot(files, 0, g); err != nil {
-		t.Fatal(err)
-	}
-	s, err := ReadSlot(files, 0, "test")
+	s, _, err := OpenSlot(files, 0, "test", g)
 	if err != nil {
 		t.Fatal(err)
 	}

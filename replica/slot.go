@@ -38,51 +38,41 @@ type Slot struct {
 	closed   bool
 }
 
-// CreateSlot makes a slot in an empty directory: generation 0, no records. It
-// counts for nothing until it was brought together with its peers.
-func CreateSlot(files disk.FS, id journal.SlotID, g Geometry) error {
-	if err := files.MkdirAll(logDir); err != nil {
-		return fmt.Errorf("slot %d: %w", id, err)
+// ReadSlot locks the slot in a directory and reads its superblock. The error
+// wraps fs.ErrNotExist when there is none, journal.ErrNoSuperblock when it is
+// no longer one, and ErrInUse when another process serves it. The slot must be
+// closed.
+func ReadSlot(files disk.FS, id journal.SlotID, where string) (*Slot, error) {
+	s := newSlot(files, id, where)
+	if err := s.open(); err != nil {
+		return nil, fmt.Errorf("slot %d in %s: %w", id, where, err)
 	}
-	f, err := files.Create(journal.SuperblockFile, journal.SuperblockSize)
-	if err != nil {
-		return fmt.Errorf("slot %d: %w", id, err)
-	}
-	super := journal.Superblock{
-		Volume: g.Volume, Name: g.Name, Slot: id, Replicas: uint8(g.Replicas), Shards: uint16(g.Shards),
-		SizeBytes: g.SizeBytes, SegmentBlocks: g.SegmentBlocks, Starts: make([]journal.LSN, g.Shards),
-	}
-	for range 2 { // both copies
-		if err := super.Write(f); err != nil {
-			return errors.Join(fmt.Errorf("slot %d: %w", id, err), f.Close())
-		}
-	}
-	return f.Close()
+	return s, nil
 }
 
-// ReadSlot reads the superblock of the slot in a directory. The error wraps
-// fs.ErrNotExist when there is none, and ErrInUse when another process serves
-// it. The slot must be closed.
-func ReadSlot(files disk.FS, id journal.SlotID, where string) (*Slot, error) {
-	s := &Slot{ID: id, Where: where, fs: files, handles: make(map[uint32]disk.File), appends: make(map[disk.File]bool)}
-	f, err := files.Open(journal.SuperblockFile)
+func newSlot(files disk.FS, id journal.SlotID, where string) *Slot {
+	return &Slot{ID: id, Where: where, fs: files, handles: make(map[uint32]disk.File), appends: make(map[disk.File]bool)}
+}
+
+// open takes the lock before it reads: a server that is about to end may still
+// write its superblock.
+func (s *Slot) open() (err error) {
+	if s.superFile, err = s.fs.Open(journal.SuperblockFile); err != nil {
+		return err // and no lock is left in a directory that holds no slot
+	}
+	if s.lock, err = lockSlot(s.fs); err != nil {
+		return errors.Join(err, s.superFile.Close())
+	}
+	super, err := superblockOf(s.superFile)
+	if err == nil && super.Slot != s.ID {
+		err = fmt.Errorf("it holds slot %d: %w", super.Slot, ErrMismatch)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("slot %d: %w", id, err)
-	}
-	s.superFile = f
-	super, _, err := journal.ReadSuperblock(f)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("slot %d in %s: %w", id, where, err), f.Close())
-	}
-	if super.Slot != id {
-		return nil, errors.Join(fmt.Errorf("%s holds slot %d, expected slot %d: %w", where, super.Slot, id, ErrMismatch), f.Close())
-	}
-	if s.lock, err = files.Lock("lock"); err != nil {
-		return nil, errors.Join(fmt.Errorf("slot %d in %s: %w: %w", id, where, ErrInUse, err), f.Close())
+		return errors.Join(err, s.superFile.Close(), s.lock.Close())
 	}
 	s.super = *super
-	s.pool = newPool(files, super.SegmentBlocks)
-	return s, nil
+	s.pool = newPool(s.fs, super.SegmentBlocks)
+	return nil
 }
 
 // Attach gives the slot its metadata store, which the slot then owns.
@@ -137,7 +127,11 @@ func (s *Slot) start(g journal.Generation, starts []journal.LSN) error {
 // scan reads the first block of every segment. A segment that cannot be read
 // ends the recovery of the slot.
 func (s *Slot) scan() ([]journal.Header, error) {
-	if err := s.pool.discover(); err != nil {
+	err := s.pool.discover()
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", journal.ErrDamaged, err)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("slot %d: %w", s.ID, err)
 	}
 	var headers []journal.Header

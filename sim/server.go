@@ -187,14 +187,7 @@ func (s *server) openSlot(i int) (*replica.Slot, error) {
 		Pause: func(a inject.Action) error { return nil },
 		Crash: func() { panic(killed{}) },
 	})
-	where := fmt.Sprintf("slot-%d", i)
-	rep, err := replica.ReadSlot(files, journal.SlotID(i), where)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := replica.CreateSlot(files, journal.SlotID(i), w.geometry); err != nil {
-			return nil, err
-		}
-		rep, err = replica.ReadSlot(files, journal.SlotID(i), where)
-	}
+	rep, _, err := replica.OpenSlot(files, journal.SlotID(i), fmt.Sprintf("slot-%d", i), w.geometry)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,172 @@
+package replica
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+
+	"trivet/disk"
+	"trivet/journal"
+)
+
+// The names in a slot's directory, besides journal.SuperblockFile and logDir.
+const (
+	metaDir  = "meta"
+	lockFile = "lock"
+	// AsidePrefix begins the names of directories in a slot's that hold what
+	// the slot can no longer use.
+	AsidePrefix = "aside-"
+)
+
+// ErrForeign: a directory holds something that is no slot.
+var ErrForeign = errors.New("directory is not empty and holds no slot")
+
+// OpenSlot is ReadSlot for a directory in which a slot is made when there never
+// was one, or when the making was cut short: generation 0, no records. It
+// counts for nothing until it was brought together with its peers. Nothing else
+// is touched: the error wraps ErrForeign when the directory holds something
+// that is no slot, and journal.ErrNoSuperblock when the slot has lost its own.
+func OpenSlot(files disk.FS, id journal.SlotID, where string, g Geometry) (s *Slot, made bool, err error) {
+	if s, err = ReadSlot(files, id, where); !lacks(err) {
+		return s, false, err
+	}
+	s = newSlot(files, id, where)
+	if err := s.make(g); err != nil {
+		return nil, false, fmt.Errorf("make slot %d in %s: %w", id, where, err)
+	}
+	return s, true, nil
+}
+
+// make makes the slot, and keeps the lock.
+func (s *Slot) make(g Geometry) (err error) {
+	if err := remains(s.fs); err != nil {
+		return err
+	}
+	if s.lock, err = lockSlot(s.fs); err != nil {
+		return err
+	}
+	if err = absent(s.fs); err == nil { // nobody was faster
+		err = s.create(g)
+	}
+	if err != nil {
+		return errors.Join(err, s.lock.Close())
+	}
+	s.pool = newPool(s.fs, s.super.SegmentBlocks)
+	return nil
+}
+
+// create writes the superblock last: what lacks one was never used.
+func (s *Slot) create(g Geometry) error {
+	if err := s.fs.MkdirAll(logDir); err != nil {
+		return err
+	}
+	if err := s.fs.Remove(journal.SuperblockFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := s.fs.Create(journal.SuperblockFile, journal.SuperblockSize)
+	if err != nil {
+		return err
+	}
+	s.superFile = f
+	s.super = journal.Superblock{
+		Volume: g.Volume, Name: g.Name, Slot: s.ID, Replicas: uint8(g.Replicas), Shards: uint16(g.Shards),
+		SizeBytes: g.SizeBytes, SegmentBlocks: g.SegmentBlocks, Starts: make([]journal.LSN, g.Shards),
+	}
+	for range 2 { // both copies
+		if err := s.super.Write(f); err != nil {
+			return errors.Join(err, f.Close())
+		}
+	}
+	return nil
+}
+
+// Inspect returns the superblock in a slot's directory without taking its lock:
+// nil when there never was one, so that OpenSlot makes it. The error wraps
+// journal.ErrNoSuperblock when it was lost, ErrForeign when the directory holds
+// something else, or is that of reading it.
+func Inspect(files disk.FS) (*journal.Superblock, error) {
+	super, err := readSuperblock(files)
+	if lacks(err) {
+		return nil, remains(files)
+	}
+	return super, err
+}
+
+// lacks tells whether there is no superblock, or none that was ever whole.
+func lacks(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, journal.ErrNoSuperblock)
+}
+
+// absent returns an error when there is a superblock, or when that is not known.
+func absent(files disk.FS) error {
+	switch _, err := readSuperblock(files); {
+	case err == nil:
+		return fmt.Errorf("it has a superblock: %w", fs.ErrExist)
+	case !lacks(err):
+		return err
+	}
+	return nil
+}
+
+func readSuperblock(files disk.FS) (*journal.Superblock, error) {
+	f, err := files.Open(journal.SuperblockFile)
+	if err != nil {
+		return nil, err
+	}
+	super, err := superblockOf(f)
+	return super, errors.Join(err, f.Close())
+}
+
+// superblockOf reads the superblock of a file. One that is too short was never
+// finished.
+func superblockOf(f disk.File) (*journal.Superblock, error) {
+	super, _, err := journal.ReadSuperblock(f)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("%w: %w", journal.ErrNoSuperblock, err)
+	}
+	return super, err
+}
+
+// remains tells what a directory without a superblock is: nil when it never
+// had one. Log files and a metadata store are made in slots that have one.
+func remains(files disk.FS) error {
+	names, err := files.List(".")
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		switch {
+		case name == journal.SuperblockFile, name == lockFile, name == "lost+found", strings.HasPrefix(name, AsidePrefix):
+		case name == metaDir:
+			err = journal.ErrNoSuperblock
+		case name == logDir:
+			logs, errList := files.List(logDir)
+			if errList != nil {
+				return errList
+			}
+			for _, name := range logs {
+				if strings.Trim(name, "0123456789") != "" {
+					return fmt.Errorf("it holds %s/%s: %w; empty it, or give another", logDir, name, ErrForeign)
+				}
+				err = journal.ErrNoSuperblock
+			}
+		default:
+			return fmt.Errorf("it holds %s: %w; empty it, or give another", name, ErrForeign)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("its superblock is lost, its content is there: %w", err)
+	}
+	return nil
+}
+
+// lockSlot takes the lock of a slot's directory.
+func lockSlot(files disk.FS) (io.Closer, error) {
+	lock, err := files.Lock(lockFile)
+	if errors.Is(err, disk.ErrLocked) {
+		return nil, fmt.Errorf("%w: %w", ErrInUse, err)
+	}
+	return lock, err
+}
