@@ -122,7 +122,7 @@ func (g *Group) agree() error {
 		}
 	}
 	if first == nil {
-		return errors.Join(append([]error{ErrNoVolume}, g.Absent...)...)
+		return g.because(ErrNoVolume)
 	}
 	if g.Replicas != len(g.Slots) {
 		return fmt.Errorf("the volume has %d replicas, %d slots were given: %w", g.Replicas, len(g.Slots), ErrMismatch)
@@ -168,9 +168,19 @@ func (g *Group) recount() error {
 	n := 0
 	g.each(func(int, *Slot) { n++ })
 	if n < g.Quorum() {
-		return errors.Join(append([]error{fmt.Errorf("%w: %d of %d take part", ErrQuorum, n, g.Replicas)}, g.Absent...)...)
+		return g.because(fmt.Errorf("%w: %d of %d take part", ErrQuorum, n, g.Replicas))
 	}
 	return nil
+}
+
+// because adds to a refusal, in one line, why slots do not take part.
+func (g *Group) because(err error) error {
+	for _, absent := range g.Absent {
+		if absent != nil {
+			err = fmt.Errorf("%w; %w", err, absent)
+		}
+	}
+	return err
 }
 
 // recoverSlots recovers every lane of every slot, and makes durable what was
@@ -325,8 +335,8 @@ func (g *Group) checkQuorum() error {
 		g.reportLag(g.opt.Survivor - 1)
 		return nil
 	}
-	err := fmt.Errorf("%w: %d of %d, %d are needed; if the others are lost for good, --survivor ID opens the volume with one", ErrQuorum, usable, g.Replicas, g.Quorum())
-	return errors.Join(append([]error{err}, g.Absent...)...)
+	return g.because(fmt.Errorf("%w: %d of %d, %d are needed; if the others are lost for good, --survivor ID opens the volume with one",
+		ErrQuorum, usable, g.Replicas, g.Quorum()))
 }
 
 // reportLag says how far the only slot left may be behind what was flushed.
