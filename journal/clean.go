@@ -36,15 +36,18 @@ type Policy interface {
 type Table struct {
 	Share         int64 // of the volume, the lane's part
 	Live          int64 // blocks that the map names
+	Last          LSN   // of the last record
 	SegmentBlocks int64
 	Segments      int          // all that the lane holds, prepared and dead ones included
-	Sealed        []SegmentUse // those that may be cleaned, oldest first
+	Sealed        []SegmentUse // those that may be cleaned
 }
 
 // SegmentUse is a segment in a Table.
 type SegmentUse struct {
 	Index, Life uint32
 	Used, Live  uint32 // blocks
+	Last        LSN    // no block in it was written by a later record
+	Cold        bool   // written by the cleaner
 }
 
 // Move is a block that the cleaner copies.
@@ -364,13 +367,13 @@ func (l *Lane) Cleaning() bool {
 
 // table describes the lane to its policy.
 func (l *Lane) table() Table {
-	t := Table{Share: l.cfg.ShareBlocks, Live: l.segments.live, SegmentBlocks: int64(l.cfg.SegmentBlocks), Segments: len(l.segments.order)}
+	t := Table{Share: l.cfg.ShareBlocks, Live: l.segments.live, Last: l.written, SegmentBlocks: int64(l.cfg.SegmentBlocks), Segments: len(l.segments.order)}
 	if l.ready != nil || l.preparing.busy {
 		t.Segments++
 	}
 	for _, s := range l.segments.order {
 		if s.state == segmentSealed && s.lastLSN <= l.durable && s.live > 0 && !s.stuck && s.pins == 0 {
-			t.Sealed = append(t.Sealed, SegmentUse{Index: s.index, Life: s.life, Used: s.used, Live: uint32(s.live)})
+			t.Sealed = append(t.Sealed, SegmentUse{Index: s.index, Life: s.life, Used: s.used, Live: uint32(s.live), Last: s.lastLSN, Cold: s.previous == s.life})
 		}
 	}
 	return t
@@ -431,7 +434,21 @@ func (l *Lane) cleaned(now time.Duration) {
 	}
 	c.phase = cleanApplying
 	into := c.op.into
-	l.segments.add(&segmentInfo{index: into.Index, life: into.Life, previous: into.Life, used: into.Used, state: segmentFilling})
+	l.segments.add(&segmentInfo{
+		index: into.Index, life: into.Life, previous: into.Life, used: into.Used, state: segmentFilling,
+		lastLSN: l.youngest(c.op.Moves),
+	})
+}
+
+// youngest returns the last record that may have written one of the blocks: what
+// was copied is as old as it was.
+func (l *Lane) youngest(moves []Move) (last LSN) {
+	for _, m := range moves {
+		if s := l.segments.of(m.From); s != nil {
+			last = max(last, s.lastLSN)
+		}
+	}
+	return min(last, l.durable)
 }
 
 // noteBroken remembers the segments that could not be listed to their end: what

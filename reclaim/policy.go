@@ -3,13 +3,14 @@
 package reclaim
 
 import (
+	"math"
 	"slices"
 
 	"trivet/journal"
 )
 
 // Policy is when and what to clean. It keeps a lane's log within a bound that
-// follows what the lane holds: the live blocks, a third more, and a twenty-fifth
+// follows what the lane holds: the live blocks, a third more, and a twentieth
 // of its part of the volume. The zero value is the default.
 type Policy struct {
 	// Constantly makes the cleaner never rest: for tests, and to have the log
@@ -20,8 +21,8 @@ type Policy struct {
 // The bounds of a lane's log, in thousandths of its live blocks and of its part
 // of the volume, and in segments: a lane of a small volume cannot do with less.
 const (
-	hardLive, hardShare, hardSegments = 1330, 35, 9
-	softLive, softShare, softSegments = 1240, 25, 6
+	hardLive, hardShare, hardSegments = 1350, 50, 9
+	softLive, softShare, softSegments = 1310, 40, 6
 	fullPressure                      = 1000
 )
 
@@ -46,26 +47,23 @@ func (p Policy) Always() bool { return p.Constantly }
 
 // Choose returns as many segments as fill one when their live blocks are
 // copied, once the log is longer than its soft bound: those first that give the
-// most space for the least copying, the older one of two alike.
+// most space for the least copying, older ones before younger.
 //
 // The benefit of a segment is what it frees over what cleaning it costs, as in
 // Rosenblum and Ousterhout, 'The design and implementation of a log-structured
-// file system' (1992), section 3.6, with the segment's rank by age for its age.
+// file system' (1992), section 3.6: free space times age, over the cost of reading
+// the segment and writing what is live.
 func (p Policy) Choose(t journal.Table) []journal.SegmentUse {
 	if t.Segments < bound(t, softLive, softShare, softSegments) {
 		return nil
 	}
-	type candidate struct {
-		use     journal.SegmentUse
-		benefit float64
-	}
 	var all []candidate
-	for i, s := range t.Sealed {
+	for _, s := range t.Sealed {
 		if int64(s.Live) > t.SegmentBlocks*9/10 {
 			continue // hardly anything to gain
 		}
 		u := float64(s.Live) / float64(t.SegmentBlocks)
-		age := 1 + float64(len(t.Sealed)-i)/float64(len(t.Sealed))
+		age := math.Cbrt(float64(t.Last - s.Last + 1))
 		all = append(all, candidate{s, (1 - u) * age / (1 + u)})
 	}
 	slices.SortStableFunc(all, func(a, b candidate) int {
@@ -77,20 +75,41 @@ func (p Policy) Choose(t journal.Table) []journal.SegmentUse {
 		}
 		return 0
 	})
-	var chosen []journal.SegmentUse
+	if chosen := fill(t, all, true); len(chosen) > 1 {
+		return chosen
+	}
+	if chosen := fill(t, all, false); len(chosen) > 1 {
+		return chosen
+	}
+	return nil // one for one makes no space
+}
+
+// candidate is a segment that may be cleaned.
+type candidate struct {
+	use     journal.SegmentUse
+	benefit float64
+}
+
+// fill returns the best candidates whose live blocks fill a segment; with alike
+// only those whose data are about as old as the best one's, for they will die
+// together.
+func fill(t journal.Table, all []candidate, alike bool) (chosen []journal.SegmentUse) {
 	live := int64(0)
 	for _, c := range all {
 		if len(chosen) == maxVictims || live >= t.SegmentBlocks*63/64 {
 			break
 		}
+		if alike && len(chosen) > 0 && apart(t.Last-c.use.Last, t.Last-chosen[0].Last) {
+			continue
+		}
 		chosen = append(chosen, c.use)
 		live += int64(c.use.Live)
 	}
-	if len(chosen) < 2 {
-		return nil // one for one makes no space
-	}
 	return chosen
 }
+
+// apart tells whether data of these ages should not be copied into one segment.
+func apart(a, b journal.LSN) bool { return a > 4*b || b > 4*a }
 
 // maxVictims bounds what one piece of cleaning reads.
 const maxVictims = 16
