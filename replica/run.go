@@ -81,18 +81,19 @@ func (s *Slot) readBlocks(blocks []journal.ReadBlock) {
 		for n < len(blocks) && adjacent(blocks[n-1].Entry, blocks[n].Entry) {
 			n++
 		}
-		if err := s.readRun(blocks[:n]); err != nil && n > 1 {
+		if !s.readRun(blocks[:n]) && n > 1 {
 			for i := range n { // tell which of them it is
-				blocks[i].Err = s.readRun(blocks[i : i+1])
+				s.readRun(blocks[i : i+1])
 			}
 		}
 		blocks = blocks[n:]
 	}
 }
 
-// readRun reads blocks that lie one behind the other. A mismatch is read once
-// more before it is called rot.
-func (s *Slot) readRun(run []journal.ReadBlock) error {
+// readRun reads blocks that lie one behind the other, and sets the error of
+// each. A mismatch is read once more before it is called rot. It returns false
+// when they could not be read at all.
+func (s *Slot) readRun(run []journal.ReadBlock) bool {
 	var few [16][]byte
 	bufs := few[:0]
 	for i := range run {
@@ -115,7 +116,7 @@ func (s *Slot) readRun(run []journal.ReadBlock) error {
 			b.Err = s.readAgain(b)
 		}
 	}
-	return err
+	return err == nil
 }
 
 func (s *Slot) readAgain(b *journal.ReadBlock) error {
