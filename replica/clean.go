@@ -62,7 +62,7 @@ type cleanSource struct{ *Slot }
 
 func (s cleanSource) ReadBlocks(blocks []journal.ReadBlock) { s.readBlocks(blocks) }
 
-func (s cleanSource) Cold() (*journal.Open, error) { return s.prepare(false) }
+func (s cleanSource) Cold() (*journal.Open, error) { return s.prepare(cleaner) }
 
 func (s cleanSource) Keep(o *journal.Open) error {
 	s.forget(o)

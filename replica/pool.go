@@ -6,6 +6,8 @@ import (
 	"math"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"trivet/disk"
 	"trivet/journal"
 )
@@ -20,6 +22,15 @@ const logDir = "log"
 // keptSegments is how many free segments keep their blocks, to be written again
 // without asking the filesystem; those beyond are given back to it.
 const keptSegments = 6
+
+const (
+	// reservedSegments are left to the cleaner, which needs space to make some:
+	// whoever appends gets none of them.
+	reservedSegments = 2
+	// reservedBytes of the filesystem are left to the metadata store, which
+	// does not survive a full one: the log does not grow into them.
+	reservedBytes = 48 << 20
+)
 
 // pool hands out a slot's segments, and makes new ones when none is free.
 type pool struct {
@@ -104,30 +115,38 @@ func (p *pool) seed(inUse, written []uint32, life uint32) {
 	p.life = max(p.life, life)
 }
 
+// taker is who takes a segment.
+type taker uint8
+
+const (
+	appender        taker = iota
+	zeroingAppender       // a file that is made for it is written with zeros first
+	cleaner               // may take what is reserved
+)
+
 // take returns a free segment and a life for it; fresh tells that its blocks
-// have still to be marked as written by the filesystem. With zero, a file that
-// is made for it is written with zeros first.
-func (p *pool) take(zero bool) (segment, life uint32, fresh bool, err error) {
-	if segment, life, fresh, ok := p.takeFree(); ok {
+// have still to be marked as written by the filesystem.
+func (p *pool) take(who taker) (segment, life uint32, fresh bool, err error) {
+	if segment, life, fresh, ok := p.takeFree(who); ok {
 		return segment, life, fresh, nil
 	}
 	p.growing.Lock()
 	defer p.growing.Unlock()
 	for {
-		if segment, life, fresh, ok := p.takeFree(); ok { // somebody else has grown it
+		if segment, life, fresh, ok := p.takeFree(who); ok { // somebody else has grown it
 			return segment, life, fresh, nil
 		}
-		if err := p.grow(zero); err != nil {
+		if err := p.grow(who == zeroingAppender); err != nil {
 			return 0, 0, false, fmt.Errorf("grow the log: %w", err)
 		}
 	}
 }
 
-func (p *pool) takeFree() (segment, life uint32, fresh, ok bool) {
+func (p *pool) takeFree(who taker) (segment, life uint32, fresh, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := len(p.free)
-	if n == 0 {
+	if n == 0 || n <= reservedSegments && who != cleaner {
 		return 0, 0, false, false
 	}
 	segment, p.free = p.free[n-1], p.free[:n-1]
@@ -139,6 +158,13 @@ func (p *pool) takeFree() (segment, life uint32, fresh, ok bool) {
 
 // grow gives a hole blocks again or, when there is none, makes one more file.
 func (p *pool) grow(zero bool) error {
+	free, _, err := p.fs.Usage()
+	if err == nil && free < p.segmentBytes()*int64(p.perFile)+reservedBytes {
+		err = fmt.Errorf("%d bytes are free, %d of them are reserved: %w", free, reservedBytes, unix.ENOSPC)
+	}
+	if err != nil {
+		return err
+	}
 	p.mu.Lock()
 	if n := len(p.holes); n > 0 {
 		segment := p.holes[n-1]

@@ -29,7 +29,11 @@ func (s *Slot) RunIO(io *journal.IO) {
 
 // RunPrepare makes a segment ready.
 func (s *Slot) RunPrepare(p *journal.Prepare) {
-	if p.Got, p.Err = s.prepare(p.Zero); p.Err != nil {
+	who := appender
+	if p.Zero {
+		who = zeroingAppender
+	}
+	if p.Got, p.Err = s.prepare(who); p.Err != nil {
 		p.Err = fmt.Errorf("slot %d: %w", s.ID, p.Err)
 	}
 	p.Done()

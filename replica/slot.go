@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"trivet/disk"
 	"trivet/journal"
 	"trivet/meta"
@@ -212,8 +214,8 @@ func (s *Slot) openReader(segment uint32) (disk.File, int64) {
 }
 
 // prepare takes a segment from the pool and opens a handle to append to it.
-func (s *Slot) prepare(zero bool) (*journal.Open, error) {
-	segment, life, fresh, err := s.pool.take(zero)
+func (s *Slot) prepare(who taker) (*journal.Open, error) {
+	segment, life, fresh, err := s.pool.take(who)
 	if err != nil {
 		return nil, err
 	}
@@ -223,7 +225,7 @@ func (s *Slot) prepare(zero bool) (*journal.Open, error) {
 		s.pool.put([]uint32{segment})
 		return nil, err
 	}
-	if zero && fresh {
+	if who == zeroingAppender && fresh {
 		if err := zeroAndSync(f, base, s.pool.segmentBytes()); err != nil {
 			s.pool.put([]uint32{segment})
 			return nil, errors.Join(err, f.Close())
@@ -266,6 +268,10 @@ func (s *Slot) abandonCopy() {
 	clear(s.appends)
 }
 
+// leastFreeBytes of the filesystem must be free for a commit: the metadata store
+// does not survive a full one.
+const leastFreeBytes = 16 << 20
+
 // commit stores pairs and mirrors the store's sequence in the superblock.
 func (s *Slot) commit(pairs []journal.Pair) error {
 	s.commitMu.Lock()
@@ -275,6 +281,9 @@ func (s *Slot) commit(pairs []journal.Pair) error {
 	list := make([]meta.Pair, len(pairs))
 	for i, p := range pairs {
 		list[i] = meta.Pair(p)
+	}
+	if free, _, err := s.fs.Usage(); err == nil && free < leastFreeBytes {
+		return fmt.Errorf("%d bytes are free, the metadata store needs %d: %w", free, leastFreeBytes, unix.ENOSPC)
 	}
 	next := s.super.Checkpoint + 1
 	if err := s.store.Commit(ctx, next, list); err != nil {

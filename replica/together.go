@@ -150,7 +150,7 @@ func (g *Group) copyLane(shard uint16, to, from int, st standing) error {
 	source, target, slot := g.Lanes[shard][from], g.Lanes[shard][to], g.Slots[to]
 	c := journal.Copier{
 		To: target, Generation: g.Generation, Peers: g.Lanes[shard],
-		Prepare: func() (*journal.Open, error) { return slot.prepare(false) },
+		Prepare: func() (*journal.Open, error) { return slot.prepare(appender) },
 		Commit:  slot.commit,
 		Closed:  slot.forget,
 	}
