@@ -51,7 +51,7 @@ func startServing(tb testing.TB, s *nbd.Server, l net.Listener) {
 		if err := <-served; err != nil {
 			tb.Errorf("Serve: %v", err)
 		}
-		if stats := s.Stats(); stats.BuffersOut != 0 || stats.Connections != 0 {
+		if stats := s.Stats(); stats.BuffersOut != 0 || stats.LentBytes != 0 || stats.Connections != 0 {
 			tb.Errorf("after Close: %+v", stats)
 		}
 	})

@@ -125,6 +125,7 @@ type command struct {
 
 	reply    *buffer // where a read's payload goes
 	reserved uint64  // bytes of the reply quota that this command holds
+	charged  uint64  // bytes of the write quota, until the device has completed it
 
 	// A write longer than a chunk is a command without a request of its own
 	// (the whole) and one command for each chunk (a part, which names it).
@@ -138,6 +139,7 @@ type command struct {
 // newCommand makes a command whose Done needs no allocation later on.
 func newCommand(c *conn) *command {
 	cmd := &command{conn: c}
+	cmd.request.Client = c.number
 	cmd.request.Done = func(*device.Request) { c.completed(cmd) }
 	return cmd
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
 )
@@ -41,6 +42,7 @@ type usage struct {
 // one goroutine at a time sends (see send.go).
 type conn struct {
 	srv     *Server
+	number  uint64 // of all that the server has accepted; the device's Client
 	nc      net.Conn
 	raw     syscall.RawConn
 	session session
@@ -53,17 +55,25 @@ type conn struct {
 	seen    usage // returned, when the reader last looked
 	unsent  int   // bytes read for replies since the batch began
 
-	mu       sync.Mutex // guards what follows
-	room     sync.Cond  // the reader waits on it for what comes back
-	waiting  bool       // the reader does
-	batching bool       // the reader is submitting and will send what completes meanwhile
-	issued   uint64     // commands taken, as of the last batch
-	finished uint64     // commands whose reply was queued
+	claim claim // for a loan, while waiting for one
+
+	room     chan struct{} // capacity 1: something came back, or was lent
+	mu       sync.Mutex    // guards what follows
+	waiting  bool          // the reader waits on room
+	batching bool          // the reader is submitting and will send what completes meanwhile
+	issued   uint64        // commands taken, as of the last batch
+	finished uint64        // commands whose reply was queued
 	returned usage
 	freed    *command // commands that completed
 	pending  outbox   // replies that nobody is sending yet
 	writing  bool     // somebody owns out
 	dead     bool     // replies cannot leave any more; they are dropped
+
+	// The memory that taken may stand for: ownBytes and what was lent. Only the
+	// reader raises it; it is lowered while the reader is not in a batch.
+	limit       uint64
+	lentSince   time.Time // when limit was ownBytes last
+	issuedBytes uint64    // memory taken, as of the last batch
 
 	out  outgoing      // belongs to whoever set writing
 	kick chan struct{} // hands out to the writer goroutine; closed by the reader at the end
@@ -84,8 +94,9 @@ func newConn(s *Server, nc net.Conn) (*conn, error) {
 		srv: s, nc: nc, raw: raw,
 		in:   input{nc: nc, closing: &s.closing},
 		kick: make(chan struct{}, 1), done: make(chan struct{}),
+		room: make(chan struct{}, 1), limit: ownBytes,
 	}
-	c.room.L = &c.mu
+	c.claim.wake = c.nudge
 	c.out.write = c.out.writeOnce
 	return c, nil
 }
@@ -93,6 +104,9 @@ func newConn(s *Server, nc net.Conn) (*conn, error) {
 // errNotSocket is wrapped when a listener hands out connections without a file
 // descriptor.
 var errNotSocket = errors.New("not a socket")
+
+// errHoards is why a connection is cut off whose memory others wait for.
+var errHoards = errors.New("replies are not taken, and others wait for their memory")
 
 // serve runs the connection until its client leaves, falls out of step or the
 // server closes. When it returns, every request has completed, every reply has
@@ -198,12 +212,12 @@ func (c *conn) answer(h *protocol.TransmissionRequestHeader, errno uint32, reaso
 
 // submit hands a request without payload to the device.
 func (c *conn) submit(h *protocol.TransmissionRequestHeader) error {
-	reserved := reservation(h)
-	if err := c.admit(reserved, 0); err != nil {
+	reserved, charged := reservation(h), rangeBytes(h)
+	if err := c.admit(reserved, charged); err != nil {
 		return err
 	}
 	cmd := c.command(h)
-	cmd.reserved = reserved
+	cmd.reserved, cmd.charged = reserved, charged
 	if h.Type == cmdRead {
 		cmd.reply = c.srv.pool.take(classFor(int(h.Length)))
 		cmd.request.Data = cmd.reply.payload(int(h.Length))
@@ -224,6 +238,15 @@ func reservation(h *protocol.TransmissionRequestHeader) uint64 {
 		return classFor(statusChunkBytes+descriptorBytes*extents).cost() + uint64(extentBytes*extents)
 	}
 	return 0
+}
+
+// rangeBytes is what a trim may hold in the device that has to wait: 1 KiB for
+// each part under way.
+func rangeBytes(h *protocol.TransmissionRequestHeader) uint64 {
+	if h.Type != cmdTrim && h.Type != cmdWriteZeroes {
+		return 0
+	}
+	return (min(uint64(h.Length)>>20, 61) + 3) << 10
 }
 
 // command takes a free command for a request. admit has made sure that there
@@ -247,40 +270,60 @@ func (c *conn) command(h *protocol.TransmissionRequestHeader) *command {
 // admit takes one command, and bytes of the quotas, waiting for them if need
 // be. While it waits the socket is not read.
 func (c *conn) admit(replyBytes, writeBytes uint64) error {
-	if !c.fits(replyBytes, writeBytes) {
-		if err := c.awaitRoom(replyBytes, writeBytes); err != nil {
-			return err
+	n := usage{1, replyBytes, writeBytes}
+	if !c.inQuota(n) || !c.inMemory(n) {
+		if !c.extend(n) {
+			if err := c.awaitRoom(n); err != nil {
+				return err
+			}
 		}
 	}
-	c.taken.commands++
-	c.taken.replyBytes += replyBytes
-	c.taken.writeBytes += writeBytes
+	c.taken.commands += n.commands
+	c.taken.replyBytes += n.replyBytes
+	c.taken.writeBytes += n.writeBytes
 	return nil
 }
 
-// fits tells whether the quotas have room, as far as the reader knows.
-func (c *conn) fits(replyBytes, writeBytes uint64) bool {
-	return c.taken.commands-c.seen.commands < maxCommands &&
-		c.taken.replyBytes-c.seen.replyBytes+replyBytes <= maxReplyBytes &&
-		c.taken.writeBytes-c.seen.writeBytes+writeBytes <= maxWriteBytes
+// inQuota tells whether the connection's quotas have room, as far as the reader
+// knows.
+func (c *conn) inQuota(n usage) bool {
+	return c.taken.commands-c.seen.commands+n.commands <= maxCommands &&
+		c.taken.replyBytes-c.seen.replyBytes+n.replyBytes <= maxReplyBytes &&
+		c.taken.writeBytes-c.seen.writeBytes+n.writeBytes <= maxWriteBytes
 }
 
-// awaitRoom sends what is ready and waits until the quotas have room.
-func (c *conn) awaitRoom(replyBytes, writeBytes uint64) error {
+// awaitRoom sends what is ready and waits until there is room, in the quotas
+// first, for nothing is lent to who cannot use it.
+func (c *conn) awaitRoom(n usage) error {
 	c.endBatch()
 	c.mu.Lock()
-	for c.seen = c.returned; !c.fits(replyBytes, writeBytes); c.seen = c.returned {
+	defer c.mu.Unlock()
+	for c.seen = c.returned; !c.inQuota(n); c.seen = c.returned {
 		c.wait()
 	}
-	c.mu.Unlock()
-	return c.beginBatch()
+	if !c.inMemory(n) {
+		if err := c.awaitLoan(n); err != nil {
+			return err
+		}
+	}
+	return c.beginLocked()
 }
 
 // wait waits until something was returned. c.mu is held.
 func (c *conn) wait() {
 	c.waiting = true
-	c.room.Wait()
+	c.mu.Unlock()
+	<-c.room
+	c.mu.Lock()
 	c.waiting = false
+}
+
+// nudge ends a wait, or the next one. It never blocks.
+func (c *conn) nudge() {
+	select {
+	case c.room <- struct{}{}:
+	default:
+	}
 }
 
 // drain waits until every command has completed and every reply has left or

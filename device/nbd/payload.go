@@ -37,6 +37,7 @@ func (c *conn) receiveWrite(h *protocol.TransmissionRequestHeader) (need int, er
 		return 0, err
 	}
 	cmd := c.command(h)
+	cmd.charged = uint64(h.Length)
 	cmd.request.Data = c.in.bytes()[requestBytes:n]
 	c.srv.backend.Post(&cmd.request)
 	c.in.consume(n)
@@ -108,7 +109,7 @@ func (c *conn) submitPart(n int) {
 	h := p.head
 	h.Offset, h.Length = p.at, uint32(n)
 	part := c.command(&h)
-	part.whole = p.cmd
+	part.whole, part.charged = p.cmd, uint64(n)
 	part.request.Data = c.in.bytes()[:n]
 	c.mu.Lock()
 	p.cmd.parts++

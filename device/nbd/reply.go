@@ -20,9 +20,8 @@ const smallStatus = 32
 func (c *conn) completed(cmd *command) {
 	errno, reason := errnoOf(cmd.request.Err)
 	c.mu.Lock()
-	if cmd.kind == cmdWrite {
-		c.returned.writeBytes += uint64(cmd.request.Length)
-	}
+	c.returned.writeBytes += cmd.charged
+	cmd.charged = 0
 	whole := cmd.whole
 	if whole == nil {
 		cmd.fail(errno, reason)
@@ -34,7 +33,7 @@ func (c *conn) completed(cmd *command) {
 		c.recycle(cmd)
 		c.finishPart(whole)
 	}
-	c.wakeReader()
+	c.regained()
 	c.sendFromCompletion()
 }
 

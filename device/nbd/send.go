@@ -159,9 +159,14 @@ func (s *segment) free(pool *bufferPool) uint64 {
 // beginBatch makes completions leave their replies to the reader. It fails
 // when the connection was given up.
 func (c *conn) beginBatch() error {
-	c.unsent = 0
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.beginLocked()
+}
+
+// beginLocked is beginBatch with c.mu held.
+func (c *conn) beginLocked() error {
+	c.unsent = 0
 	if c.dead {
 		return net.ErrClosed
 	}
@@ -175,8 +180,9 @@ func (c *conn) endBatch() {
 	c.srv.backend.Run()
 	c.mu.Lock()
 	c.batching = false
-	c.issued = c.taken.commands
+	c.issued, c.issuedBytes = c.taken.commands, c.taken.bytes()
 	c.seen = c.returned
+	c.repay()
 	c.sendWithoutWaiting()
 }
 
@@ -219,11 +225,11 @@ func (c *conn) sendWithoutWaiting() {
 	}
 	if c.out.sent() && c.pending.empty() {
 		c.writing = false
-		c.wakeReader()
+		c.regained()
 		c.mu.Unlock()
 		return
 	}
-	c.wakeReader()
+	c.regained()
 	c.mu.Unlock()
 	c.kick <- struct{}{} // never blocks: it goes with the flag
 }
@@ -273,7 +279,7 @@ func (c *conn) sendAll() error {
 		}
 		c.mu.Lock()
 		c.unload()
-		c.wakeReader()
+		c.regained()
 		if c.pending.empty() {
 			c.writing = false
 			c.mu.Unlock()
@@ -298,7 +304,7 @@ func (c *conn) sendLoaded() error {
 		if returned > 0 {
 			c.mu.Lock()
 			c.returned.replyBytes += returned
-			c.wakeReader()
+			c.regained()
 			c.mu.Unlock()
 		}
 	}
@@ -322,7 +328,7 @@ func (c *conn) giveUp(err error) {
 	c.unload()
 	c.drop()
 	c.writing = false
-	c.wakeReader()
+	c.regained()
 }
 
 // drop forgets the pending replies of a connection that was given up. c.mu is
@@ -335,10 +341,13 @@ func (c *conn) drop() {
 	c.pending.reset()
 }
 
-// wakeReader wakes the reader if it waits for something to be returned. c.mu
-// is held.
-func (c *conn) wakeReader() {
+// regained lets others have what came back, or the reader if it waits for
+// that. c.mu is held.
+func (c *conn) regained() {
+	if !c.batching {
+		c.repay()
+	}
 	if c.waiting {
-		c.room.Signal()
+		c.nudge()
 	}
 }

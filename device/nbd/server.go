@@ -73,6 +73,10 @@ type Options struct {
 	// MaxConns is how many connections are served at once; more are closed as
 	// they come. Default: 64.
 	MaxConns int
+	// MemoryBytes bounds the buffers of all connections together, at least
+	// MinMemoryBytes. A connection for which there is none is closed as it
+	// comes. Default: enough for all that MaxConns connections can use.
+	MemoryBytes uint64
 	// HandshakeTimeout is how long a client may take until it has entered
 	// transmission. Default: 10 s.
 	HandshakeTimeout time.Duration
@@ -93,10 +97,22 @@ func (o Options) withDefaults() Options {
 	if o.MaxConns == 0 {
 		o.MaxConns = 64
 	}
+	if o.MemoryBytes == 0 {
+		o.MemoryBytes = uint64(o.MaxConns) * (connBytes + leastShared)
+	}
+	if fit := (max(o.MemoryBytes, MinMemoryBytes) - leastShared) / connBytes; fit < uint64(o.MaxConns) {
+		o.MaxConns = int(fit)
+	}
 	setDefault(&o.HandshakeTimeout, 10*time.Second)
 	setDefault(&o.MessageTimeout, 60*time.Second)
 	setDefault(&o.ReplyTimeout, 30*time.Second)
 	return o
+}
+
+// shared is what is left for loans when every connection has its share. There
+// are no more connections than leave enough for the longest request.
+func (o *Options) shared() uint64 {
+	return max(o.MemoryBytes, MinMemoryBytes) - uint64(o.MaxConns)*connBytes
 }
 
 func setDefault(d *time.Duration, value time.Duration) {
@@ -111,6 +127,7 @@ type Server struct {
 	opts    Options
 	quiet   quietLog
 	pool    bufferPool
+	loans   loans
 	refused atomic.Uint64
 	closing atomic.Bool // set under mu, before anything is closed
 
@@ -125,7 +142,7 @@ type Server struct {
 // New returns a server for the backend. It does nothing until Serve.
 func New(backend Backend, opts Options) *Server {
 	opts = opts.withDefaults()
-	return &Server{
+	s := &Server{
 		backend:   backend,
 		opts:      opts,
 		quiet:     quietLog{log: opts.Log},
@@ -133,6 +150,8 @@ func New(backend Backend, opts Options) *Server {
 		conns:     make(map[*conn]struct{}),
 		stop:      make(chan struct{}),
 	}
+	s.loans.free = opts.shared()
+	return s
 }
 
 // ErrClosed is returned by Serve on a server that was closed before.
@@ -260,6 +279,7 @@ func (s *Server) admitConn(c *conn) error {
 		return fmt.Errorf("%w: %d are open", errTooMany, len(s.conns))
 	}
 	s.accepted++
+	c.number = s.accepted
 	s.conns[c] = struct{}{}
 	s.running.Add(1)
 	return nil
@@ -326,6 +346,7 @@ type Stats struct {
 	Accepted    uint64 // connections served since the start
 	Refused     uint64 // connections closed because there were too many
 	BuffersOut  int64  // reply buffers in use; 0 once every connection is closed
+	LentBytes   uint64 // lent to connections beyond their own shares; then 0 as well
 }
 
 // Stats returns what the server is doing.
@@ -337,5 +358,6 @@ func (s *Server) Stats() Stats {
 		Accepted:    s.accepted,
 		Refused:     s.refused.Load(),
 		BuffersOut:  s.pool.out.Load(),
+		LentBytes:   s.opts.shared() - s.loans.left(),
 	}
 }

@@ -1,0 +1,219 @@
+package nbd
+
+import (
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Memory is counted where it is promised, before a request is submitted: what
+// its reply will need, and payload that the device has taken and not completed.
+// Each connection has a share of its own, from which every request of up to
+// half a MiB is served whatever the others do. What it needs beyond that it
+// borrows of what all connections share, in the order of asking, and gives back
+// as its requests complete and their replies leave. That is enough for the
+// longest request, so everybody's turn comes: who waits for a loan needs
+// nothing from those who have one, and a client that holds a loan because it
+// does not take its replies is cut off.
+const (
+	// ownBytes is a connection's own share.
+	ownBytes = 1 << 20
+	// connBytes is what a connection costs that borrows nothing: its own share,
+	// its input, and a thousand commands, here and as parts in the device.
+	connBytes = ownBytes + inputBytes + 1<<20 + 1<<19
+	// leastShared is lent to a single connection for its longest request.
+	leastShared = maxReplyBytes + maxWriteBytes
+	// loanBytes is the unit of loans, so that they are rare.
+	loanBytes = 1 << 20
+)
+
+// MinMemoryBytes is the least Options.MemoryBytes that make sense: enough for
+// eight connections.
+const MinMemoryBytes = leastShared + 8*connBytes
+
+// loans is the memory that connections share.
+type loans struct {
+	scarce atomic.Bool // somebody waits; written under mu
+
+	mu    sync.Mutex // guards what follows; may be taken while conn.mu is held
+	free  uint64     // bytes
+	queue []*claim   // who waits, in order; one claim a connection
+}
+
+// claim is a connection's wait for a loan.
+type claim struct {
+	bytes   uint64
+	granted atomic.Bool
+	wake    func() // called once it is granted, with loans.mu held
+}
+
+// take lends bytes at once if nobody waits for some.
+func (l *loans) take(bytes uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.queue) > 0 || l.free < bytes {
+		return false
+	}
+	l.free -= bytes
+	return true
+}
+
+// await puts a claim in the queue.
+func (l *loans) await(c *claim) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c.granted.Store(false)
+	l.queue = append(l.queue, c)
+	l.grant()
+}
+
+// end ends a claim, and returns what was lent.
+func (l *loans) end(c *claim) (bytes uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.granted.Load() {
+		return c.bytes
+	}
+	l.queue = slices.DeleteFunc(l.queue, func(other *claim) bool { return other == c })
+	l.grant()
+	return 0
+}
+
+// left returns how many bytes nobody was lent.
+func (l *loans) left() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.free
+}
+
+// give takes bytes back.
+func (l *loans) give(bytes uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.free += bytes
+	l.grant()
+}
+
+// grant serves the queue. l.mu is held.
+func (l *loans) grant() {
+	for len(l.queue) > 0 && l.queue[0].bytes <= l.free {
+		c := l.queue[0]
+		l.queue = slices.Delete(l.queue, 0, 1)
+		l.free -= c.bytes
+		c.granted.Store(true)
+		c.wake()
+	}
+	l.scarce.Store(len(l.queue) > 0)
+}
+
+// bytes is the memory that usage stands for.
+func (u usage) bytes() uint64 { return u.replyBytes + u.writeBytes }
+
+// inMemory tells whether a request fits into the connection's own share and
+// what it was lent, as far as the reader knows.
+func (c *conn) inMemory(n usage) bool {
+	return c.taken.bytes()-c.seen.bytes()+n.bytes() <= c.limit
+}
+
+// extend makes room for a request if that can be done at once: with what came
+// back since the reader looked, or with a loan.
+func (c *conn) extend(n usage) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seen = c.returned
+	if !c.inQuota(n) {
+		return false
+	}
+	if c.inMemory(n) {
+		return true
+	}
+	missing := c.taken.bytes() - c.seen.bytes() + n.bytes() - c.limit
+	for _, bytes := range [...]uint64{max(missing, loanBytes), missing} {
+		if c.srv.loans.take(bytes) {
+			c.lend(bytes)
+			return true
+		}
+	}
+	return false
+}
+
+// lend raises the limit. c.mu is held.
+func (c *conn) lend(bytes uint64) {
+	if c.limit == ownBytes {
+		c.lentSince = time.Now()
+	}
+	c.limit += bytes
+}
+
+// repay gives back what was lent and is not needed: all of it when somebody
+// waits, else some is kept for what comes next. c.mu is held, and the reader is
+// not in a batch.
+func (c *conn) repay() {
+	if c.limit == ownBytes {
+		return
+	}
+	keep := c.issuedBytes - c.returned.bytes()
+	if !c.srv.loans.scarce.Load() {
+		keep += loanBytes
+	}
+	if keep = max(keep, ownBytes); c.limit > keep {
+		c.srv.loans.give(c.limit - keep)
+		c.limit = keep
+	}
+}
+
+// awaitLoan waits until a request fits, for a loan or for what comes back,
+// whichever is first. A client that has held a loan for all of that time and
+// does not take its replies is cut off. c.mu is held, and the reader is not in
+// a batch.
+func (c *conn) awaitLoan(n usage) error {
+	began := time.Now()
+	c.repay()
+	// What comes back from now on lowers the limit by no more than it lowers
+	// what is missing.
+	c.claim.bytes = c.taken.bytes() - c.seen.bytes() + n.bytes() - c.limit
+	c.srv.loans.await(&c.claim)
+	patience := time.NewTicker(c.srv.opts.ReplyTimeout)
+	defer patience.Stop()
+	for !c.dead && !c.inMemory(n) && !c.claim.granted.Load() {
+		c.waiting = true
+		c.mu.Unlock()
+		select {
+		case <-c.room:
+		case <-patience.C:
+			c.srv.cutOff(began)
+		}
+		c.mu.Lock()
+		c.waiting = false
+		c.seen = c.returned
+	}
+	if bytes := c.srv.loans.end(&c.claim); bytes > 0 {
+		c.lend(bytes)
+	}
+	if c.dead {
+		return net.ErrClosed
+	}
+	return nil
+}
+
+// cutOff closes the connections that were lent memory before a time, and still
+// wait for their clients to take what it was lent for.
+func (s *Server) cutOff(before time.Time) {
+	s.mu.Lock()
+	conns := make([]*conn, 0, len(s.conns))
+	for c := range s.conns {
+		conns = append(conns, c)
+	}
+	s.mu.Unlock()
+	for _, c := range conns {
+		c.mu.Lock()
+		stuck := c.limit > ownBytes && c.lentSince.Before(before) && c.writing
+		c.mu.Unlock()
+		if stuck {
+			s.quiet.note(eventStalled, errHoards)
+			c.nc.Close()
+		}
+	}
+}
