@@ -310,7 +310,8 @@ func (l *interlock) lockedUp(t *testing.T, stuck []string, inflight []control.In
 }
 
 // finish checks what is left: every row, every task content, a clean
-// filesystem, and the same rows after it was mounted again.
+// filesystem, the same rows after it was mounted again, and a log that was
+// cleaned all the while.
 func (l *interlock) finish(t *testing.T) {
 	t.Helper()
 	for _, k := range l.tasks {
@@ -329,6 +330,7 @@ func (l *interlock) finish(t *testing.T) {
 	l.checkRows(t)
 	l.unmount(t)
 	l.detach(t)
+	l.givesBack(t, 512<<20)
 	l.healthy(t)
 	l.volume.stop(t)
 	command(t, program, "check", l.volume.dir)

@@ -290,7 +290,7 @@ func (w *coldWriter) encode(e *encoder, moves []Move, at uint32) {
 }
 
 // cleanSteps is how many blocks or regions one step looks at.
-const cleanSteps = 128
+const cleanSteps = 256
 
 // cleanPhase is what the cleaner is about.
 type cleanPhase uint8
@@ -356,13 +356,16 @@ func (l *Lane) cleanStep(now time.Duration) {
 	}
 }
 
-// Cleaning tells whether another Pump would move the cleaner on at once.
-func (l *Lane) Cleaning() bool {
+// cleanDue tells whether another Pump would move the cleaner on at once.
+func (l *Lane) cleanDue(now time.Duration) bool {
 	c := &l.cleaner
-	if l.fault != nil || l.failing || c.op.busy || len(l.blocks.wanted) > 0 || l.loading.busy {
+	switch {
+	case l.cfg.Policy == nil || c.op.busy || len(l.blocks.wanted) > 0 || l.loading.busy:
 		return false
+	case c.phase == cleanIdle:
+		return (c.look || l.sweepWanted()) && now >= c.notBefore && l.written >= l.rewriting
 	}
-	return c.phase == cleanFiltering || c.phase == cleanSweeping || c.phase == cleanApplying
+	return true
 }
 
 // table describes the lane to its policy.

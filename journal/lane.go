@@ -274,6 +274,7 @@ func (l *Lane) nextWake(now time.Duration) time.Duration {
 	at(l.changed+markDelay, idle && l.markWanted())
 	at(l.loadAfter, len(l.blocks.wanted) > 0 && !l.loading.busy)
 	at(l.ckpt.emptySince+emptyDelay, l.ckpt.emptySince != 0 && !l.ckpt.active)
+	at(now+1, l.cleanDue(now))
 	at(l.cleaner.notBefore, l.cleaner.look && now < l.cleaner.notBefore)
 	at(l.ckpt.notBefore, l.ckpt.wanted(l) && !l.ckpt.op.busy && now < l.ckpt.notBefore)
 	return wake

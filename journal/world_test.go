@@ -147,7 +147,7 @@ func (w *world) pump() {
 		if d := l.lane.Durable(); d >= w.start {
 			l.known = max(l.known, d)
 		}
-		for l.wake = l.lane.Pump(w.now); l.lane.Encoding() || l.lane.Cleaning(); l.wake = l.lane.Pump(w.now) {
+		for l.wake = l.lane.Pump(w.now); l.lane.Encoding(); l.wake = l.lane.Pump(w.now) {
 		}
 	}
 	w.retire()

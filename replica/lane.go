@@ -92,10 +92,11 @@ func (l *lane) close() {
 }
 
 // next begins the oldest operation that waits; the one before it was reported.
-// The caller has the lane's turn, and gives it up when nothing waits.
+// The caller has the lane's turn, and gives it up when nothing waits, or when
+// the lane was closed while the one before hung.
 func (l *lane) next() {
 	l.mu.Lock()
-	if len(l.waiting) == 0 {
+	if l.closed || len(l.waiting) == 0 {
 		l.busy = false
 		l.mu.Unlock()
 		return

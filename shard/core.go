@@ -255,7 +255,7 @@ func (c *core) settle() (wake time.Duration) {
 			}
 		}
 		at(l.Pump(c.now))
-		if l.Encoding() || l.Cleaning() {
+		if l.Encoding() {
 			at(c.now + 1)
 		}
 		c.takeRotten(i, l)
