@@ -291,12 +291,14 @@ func (s *server) adopt(shard int, records []arena.Recovered) {
 	s.shards[shard].Adopt(slices.Insert(slices.Clone(records), w.rng.IntN(len(records)), arena.Recovered{Page: ^arena.Page(0), Record: arena.Record{LBA: 1 << 50, Count: 1}}))
 }
 
-// checkRecovery fails when recovery has found fault with a healthy slot. One
-// that was dropped may have had syncs that failed, which a disk reports once.
+// checkRecovery fails when recovery has found fault with a healthy slot. After
+// a sync that failed, which a disk reports once, what was written reads well
+// and is believed when the server is killed before it has written it elsewhere;
+// the arena has it until then, and writes it again.
 func (s *server) checkRecovery() {
 	for shard, lanes := range s.group.Lanes {
 		for i, r := range lanes {
-			if r == nil || s.w.legs[i].suspicious || s.w.legs[i].stale && s.w.legs[i].unsynced {
+			if r == nil || s.w.legs[i].suspicious || s.w.legs[i].unsynced {
 				continue
 			}
 			if r.Damage != nil || len(r.Rotten) > 0 {

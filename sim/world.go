@@ -79,9 +79,8 @@ type leg struct {
 	disk       *disk.MemoryFS
 	store      *meta.Memory
 	suspicious bool // its disk has lied, or its bytes were flipped, or it is being made
-	replaced   bool // what its peers know of it may be true of the one before
 	making     bool // it was blank, and has not been opened since
-	unsynced   bool // a sync of it has failed since it was brought together
+	unsynced   bool // a sync of it has failed: what was written may never be durable
 	stale      bool // it has not been brought together with its peers since it was missing
 }
 
@@ -156,7 +155,7 @@ func newWorld(seed uint64, opt Options) *world {
 func (w *world) blank(i int) {
 	w.legs[i].disk = disk.Memory(w.rng.Uint64(), disk.MemoryOptions{})
 	w.legs[i].store = meta.NewMemory()
-	w.legs[i].suspicious, w.legs[i].making, w.legs[i].replaced = false, true, w.started
+	w.legs[i].suspicious, w.legs[i].unsynced, w.legs[i].making = false, false, true
 }
 
 func (w *world) run() {
@@ -365,7 +364,7 @@ func (w *world) opened() {
 			w.trouble[i] = true
 			continue
 		}
-		w.legs[i].making, w.legs[i].unsynced = false, false
+		w.legs[i].making = false
 	}
 }
 
