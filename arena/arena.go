@@ -49,11 +49,16 @@
 //	│ magic  │version │  CRC   │ volume         │ pages  │ shards │ boot           │
 //	└────────┴────────┴────────┴────────────────┴────────┴────────┴────────────────┘
 //	                            └──────────────── covered by CRC ─────────────────┘
-//	64: generation (8), stored atomically, rest zero
+//	 64: generation (8), stored atomically
+//	128: CRC of the rest (4), filesystem (8), type of the handle (4), its
+//	     length (2), that of the path (2), handle, path; zero to the end
 //
 // Volume keeps one volume's server from replaying another's writes. Boot is
 // the kernel's boot id at creation: a disk file outlives a power cut, but with
 // its pages as old as their last write-back, so it is refused afterwards.
+// The rest, from 128 on, is the volume's directory, as a file handle and a path,
+// so that the arena of a volume that was removed can be told from one whose
+// volume was moved or is not mounted; see Prune. Zeros where that is not known.
 // Each retired LSN (8 bytes, stored atomically) has a cache line of its own,
 // because shards store theirs independently.
 //

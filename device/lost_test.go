@@ -159,3 +159,34 @@ func TestStartBeforeTheEnd(t *testing.T) {
 	}
 	v.expect(0, pattern(1, 1<<20))
 }
+
+// TestVolumeRemoved: what a killed server of a volume that was removed since has
+// left in shared memory goes when any volume is served; that of one that is
+// there stays.
+func TestVolumeRemoved(t *testing.T) {
+	v := newVolume(t, nil)
+	dirs := []string{filepath.Join(t.TempDir(), "removed"), filepath.Join(t.TempDir(), "there")}
+	var paths []string
+	for i, dir := range dirs {
+		v.must(os.Mkdir(dir, 0o700))
+		a, err := arena.Open(arena.Options{Volume: journal.Volume{byte(i)}, Dir: v.opt.ArenaDir, SizeBytes: 4096, Shards: 1, Home: dir})
+		v.must(err)
+		if a.Kind() != arena.TmpFS {
+			t.Skip("there is no shared memory")
+		}
+		paths = append(paths, a.Path())
+		v.must(a.Close())
+	}
+	v.must(os.Remove(dirs[0]))
+	v.reopen()
+	if _, err := os.Stat(paths[1]); err != nil {
+		t.Errorf("the arena of a volume that is there: %v", err)
+	}
+	_, err := os.Stat(paths[0])
+	if err == nil {
+		t.Skip("the filesystem of a removed volume cannot tell that it was")
+	}
+	if !errors.Is(err, os.ErrNotExist) || !v.said(-1, paths[0], dirs[0]) {
+		t.Errorf("the arena of a volume that was removed: %v, and nobody said so", err)
+	}
+}

@@ -95,6 +95,7 @@ func Open(ctx context.Context, opt Options) (*Device, error) {
 	if err := d.activate(); err != nil {
 		return nil, errors.Join(err, d.abandon())
 	}
+	d.pruneArenas()
 	return d, nil
 }
 

@@ -37,6 +37,9 @@ func (d *Device) openArena(g replica.Geometry, started journal.Generation, locks
 		Volume: g.Volume, Dir: d.opt.ArenaDir, FallbackDir: d.opt.Dir, SizeBytes: d.arenaBytes(), Shards: g.Shards,
 		Notify: func() { d.door.notify() },
 	}
+	if len(d.opt.Slots) == 0 { // else the volume is not all in one place
+		opt.Home = d.opt.Dir
+	}
 	err = locks.take(func() (err error) {
 		d.arena, err = arena.Open(opt)
 		return err
@@ -77,6 +80,18 @@ func (d *Device) openArena(g replica.Geometry, started journal.Generation, locks
 		held.records[r.Record.Shard] = append(held.records[r.Record.Shard], r)
 	}
 	return held, nil
+}
+
+// pruneArenas gives the memory back that killed servers of volumes hold which
+// were removed since.
+func (d *Device) pruneArenas() {
+	removed, err := arena.Prune(d.opt.ArenaDir)
+	if err != nil {
+		d.events.note(-1, "arenas of volumes that were removed are not looked for", err)
+	}
+	for _, what := range removed {
+		d.events.note(-1, "removed the arena "+what, nil)
+	}
 }
 
 // setArenaAside renames an arena that cannot be used.
