@@ -39,7 +39,7 @@ type Options struct {
 	Replicas int    // 1 or 3; default 3 for a new volume
 	Shards   int    // default: the number of cores, at least 2
 	ArenaDir string
-	Memory   uint64        // bytes for arena and block cache
+	Memory   uint64        // bytes for arena, map pages and block cache
 	Deadline time.Duration // of a request; default 20 s
 	Survivor int           // see replica.Options
 	Faults   *inject.Set   // may be nil
@@ -53,16 +53,11 @@ type Options struct {
 	pause func(context.Context, time.Duration) error
 }
 
-// The defaults, and the bounds of memory.
+// The defaults.
 const (
-	defaultDeadline   = 20 * time.Second
-	defaultArenaBytes = 64 << 20
-	leastArenaBytes   = 8 << 20
-	leastCacheBytes   = 8 << 20
-	pageMemoryBytes   = 96 << 20 // of map pages, over all lanes
-	pageBytes         = 4300     // of one map page in memory
-	replayBytes       = 384 << 20
-	stallAfter        = 4 * time.Second
+	defaultDeadline = 20 * time.Second
+	replayBytes     = 384 << 20
+	stallAfter      = 4 * time.Second
 
 	// A server that was killed holds its locks until the kernel has taken it
 	// apart; one that is started right after it waits that long in all.
@@ -95,7 +90,6 @@ func Open(ctx context.Context, opt Options) (*Device, error) {
 	if err := d.activate(); err != nil {
 		return nil, errors.Join(err, d.abandon())
 	}
-	d.pruneArenas()
 	return d, nil
 }
 
@@ -235,7 +229,7 @@ func (d *Device) openSlots(ctx context.Context, dirs []string) error {
 func (d *Device) recovery(g replica.Geometry, held *outlived) replica.Options {
 	lanes := g.Shards * g.Replicas
 	o := replica.Options{
-		CheckpointBytes: int64(replayBytes / g.Shards), PageBudget: pageMemoryBytes / pageBytes / lanes,
+		CheckpointBytes: int64(replayBytes / g.Shards), PageBudget: int(d.opt.mapBytes()) / pageBytes / lanes,
 		Policy:   reclaim.Policy{Constantly: d.opt.ReclaimAlways},
 		Survivor: d.opt.Survivor, Parallel: true, Log: d.events.note,
 	}
@@ -444,11 +438,7 @@ func (d *Device) activate() error {
 
 // reserve maps the block cache: nothing of it is touched before it is used.
 func (d *Device) reserve() error {
-	size := min(d.info.SizeBytes+d.info.SizeBytes/32, physicalMemory()/8)
-	if d.opt.Memory > 0 {
-		size = d.opt.Memory - min(d.opt.Memory, uint64(d.arena.Pages())*arena.PageSize)
-	}
-	d.cacheBytes = max(size, leastCacheBytes)
+	d.cacheBytes = d.opt.cacheShare(uint64(d.arena.Pages())*arena.PageSize, d.info.SizeBytes)
 	memory, err := cache.Reserve(int64(d.cacheBytes))
 	d.memory = memory
 	return err

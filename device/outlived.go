@@ -37,9 +37,6 @@ func (d *Device) openArena(g replica.Geometry, started journal.Generation, locks
 		Volume: g.Volume, Dir: d.opt.ArenaDir, FallbackDir: d.opt.Dir, SizeBytes: d.arenaBytes(), Shards: g.Shards,
 		Notify: func() { d.door.notify() },
 	}
-	if len(d.opt.Slots) == 0 { // else the volume is not all in one place
-		opt.Home = d.opt.Dir
-	}
 	err = locks.take(func() (err error) {
 		d.arena, err = arena.Open(opt)
 		return err
@@ -82,18 +79,6 @@ func (d *Device) openArena(g replica.Geometry, started journal.Generation, locks
 	return held, nil
 }
 
-// pruneArenas gives the memory back that killed servers of volumes hold which
-// were removed since.
-func (d *Device) pruneArenas() {
-	removed, err := arena.Prune(d.opt.ArenaDir)
-	if err != nil {
-		d.events.note(-1, "arenas of volumes that were removed are not looked for", err)
-	}
-	for _, what := range removed {
-		d.events.note(-1, "removed the arena "+what, nil)
-	}
-}
-
 // setArenaAside renames an arena that cannot be used.
 func (d *Device) setArenaAside(opt arena.Options, why error) error {
 	for _, dir := range []string{opt.Dir, "/dev/shm", opt.FallbackDir} {
@@ -108,13 +93,6 @@ func (d *Device) setArenaAside(opt arena.Options, why error) error {
 		d.events.note(-1, "the arena of a former run cannot be used and is kept as "+aside, why)
 	}
 	return nil
-}
-
-func (d *Device) arenaBytes() int64 {
-	if d.opt.Memory == 0 {
-		return defaultArenaBytes
-	}
-	return int64(max(leastArenaBytes, min(defaultArenaBytes, d.opt.Memory/4)))
 }
 
 // adoptRecords gives the shards what outlived the server.
