@@ -3,8 +3,11 @@ package e2e
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,14 +31,70 @@ func loaded(t *testing.T) (*volume, *killer) {
 	return v, k
 }
 
-// logSince returns what the server logged from a position on.
-func (v *volume) logSince(t *testing.T, from int) string {
+// events returns what the running server tells of, one line each.
+func (v *volume) events(t *testing.T) []string {
 	t.Helper()
-	text, err := os.ReadFile(v.dir + ".log")
-	if err != nil {
+	out := command(t, program, "events", "--json", "--control", filepath.Join(v.dir, "control.sock"))
+	var list []struct{ What string }
+	if err := json.Unmarshal([]byte(out), &list); err != nil {
+		t.Fatalf("events: %v\n%s", err, out)
+	}
+	var lines []string
+	for _, e := range list {
+		lines = append(lines, e.What)
+	}
+	return lines
+}
+
+// says holds that the server tells of something in one event.
+func (v *volume) says(t *testing.T, what string) {
+	t.Helper()
+	events := v.events(t)
+	if !slices.ContainsFunc(events, func(e string) bool { return strings.Contains(e, what) }) {
+		t.Errorf("no event says %q:\n%s", what, strings.Join(events, "\n"))
+	}
+}
+
+// findings returns what 'trivet check' finds wrong in the stopped volume, one
+// line each. It exits with 1 when there is anything, and with 0 otherwise.
+func (v *volume) findings(t *testing.T) (found []string) {
+	t.Helper()
+	out, err := attempt(t.Context(), program, "check", v.dir)
+	for line := range strings.Lines(out) {
+		if strings.HasPrefix(line, "slot ") && !strings.Contains(line, " of data verified") {
+			found = append(found, strings.TrimSpace(line))
+		}
+	}
+	var exit *exec.ExitError
+	status := 0
+	if errors.As(err, &exit) {
+		status = exit.ExitCode()
+	} else if err != nil {
 		t.Fatal(err)
 	}
-	return string(text[from:])
+	if status != min(1, len(found)) || !strings.Contains(out, plural(len(found), "finding")) {
+		t.Errorf("check exits with %d after %d findings:\n%s", status, len(found), out)
+	}
+	return found
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what + ","
+	}
+	return fmt.Sprintf("%d %ss,", n, what)
+}
+
+// sound holds that nothing is wrong in the stopped volume: no checksum, no map
+// entry, and no difference between slots that are at the same record.
+func (v *volume) sound(t *testing.T) {
+	t.Helper()
+	if v.standin {
+		return
+	}
+	if found := v.findings(t); len(found) > 0 {
+		t.Errorf("'trivet check' finds:\n%s", strings.Join(found, "\n"))
+	}
 }
 
 // current waits until all slots count again.
@@ -58,67 +117,110 @@ func (v *volume) current(t *testing.T) {
 // missing, and makes it whole, so that the next one can be lost.
 func TestSlotDeleted(t *testing.T) {
 	v, k := loaded(t)
+	v.sound(t)
 	for slot := range 3 {
-		if err := os.RemoveAll(filepath.Join(v.dir, fmt.Sprintf("slot-%d", slot))); err != nil {
+		dir := filepath.Join(v.dir, fmt.Sprintf("slot-%d", slot))
+		if err := os.RemoveAll(dir); err != nil {
 			t.Fatal(err)
 		}
-		logged := len(v.logSince(t, 0))
+		found := v.findings(t)
+		if len(found) != 1 || !strings.HasPrefix(found[0], fmt.Sprintf("slot %d: %s", slot, dir)) {
+			t.Errorf("slot %d is missing, and check finds %q", slot, found)
+		}
 		v.start(t)
 		k.verify(t)
 		v.current(t)
-		if said := v.logSince(t, logged); !strings.Contains(said, "slot") {
-			t.Errorf("slot %d was missing, and the log does not say so:\n%s", slot, said)
-		}
+		v.says(t, fmt.Sprintf("slot %d: a blank slot was made in %s", slot, dir))
+		v.says(t, fmt.Sprintf("slot %d: shard 0: equal to slot", slot))
 		v.stop(t)
+		v.sound(t)
 	}
 }
 
-// TestByteFlipped flips one byte in the data of each slot, each in another
-// block, while the volume is stopped.
+// flipsBySlot is how many blocks are damaged in each slot: so many that some of
+// them are in slots that they are read from.
+const flipsBySlot = 4
+
+// TestByteFlipped flips one byte in each of a few blocks of each slot, each
+// time another block, while the volume is stopped. Right data is served
+// throughout. What was found rotten is said, and repaired; what nobody read,
+// because another slot is read first, check still finds, and nothing else.
 func TestByteFlipped(t *testing.T) {
 	v, k := loaded(t)
-	var flipped []int
+	flipped := make(map[int]int) // slot by block
 	for slot := range 3 {
-		flipped = append(flipped, flip(t, v, k.model, slot, flipped))
+		for range flipsBySlot {
+			flip(t, v, k, slot, flipped)
+		}
 	}
 	t.Logf("flipped a byte of the blocks %v", flipped)
-	logged := len(v.logSince(t, 0))
+	rotten := func(block int) string { return fmt.Sprintf(" block %d: ", block) }
+	found := v.findings(t)
+	for block, slot := range flipped {
+		if !slices.ContainsFunc(found, func(line string) bool {
+			return strings.HasPrefix(line, fmt.Sprintf("slot %d: ", slot)) && strings.Contains(line, rotten(block)) && strings.Contains(line, "checksum")
+		}) {
+			t.Errorf("block %d of slot %d is rotten, and check does not say so:\n%s", block, slot, strings.Join(found, "\n"))
+		}
+	}
+	if len(found) != len(flipped) {
+		t.Errorf("%d blocks are rotten, and check finds:\n%s", len(flipped), strings.Join(found, "\n"))
+	}
 	v.start(t)
 	k.verify(t)
-	v.stop(t)
-	said := v.logSince(t, logged)
-	if !strings.Contains(said, "checksum") && !strings.Contains(said, "rot") {
-		t.Errorf("three blocks were rotten, and the log does not say so:\n%s", said)
+	var repaired int
+	events := v.events(t)
+	for block, slot := range flipped {
+		if slices.Contains(events, fmt.Sprintf("slot %d: block %d repaired from a peer", slot, block)) {
+			repaired++
+			delete(flipped, block)
+		}
 	}
+	if repaired == 0 {
+		t.Errorf("no event tells of a repair:\n%s", strings.Join(events, "\n"))
+	}
+	v.says(t, "checksum")
+	v.stop(t)
+	found = v.findings(t)
+	if len(found) != len(flipped) {
+		t.Errorf("%d blocks were repaired, %d nobody has read, and check finds:\n%s", repaired, len(flipped), strings.Join(found, "\n"))
+	}
+	for block := range flipped {
+		if !slices.ContainsFunc(found, func(line string) bool { return strings.Contains(line, rotten(block)) }) {
+			t.Errorf("block %d is rotten still, and check does not find it", block)
+		}
+	}
+	t.Logf("%d blocks were repaired, %d were never read", repaired, len(flipped))
 	v.start(t)
 	k.verify(t)
 	v.stop(t)
 }
 
-// flip damages one block's data in a slot's log and returns which block it
-// was: none of those that were damaged in other slots.
-func flip(t *testing.T, v *volume, m *model, slot int, not []int) int {
+// flip damages one block's data in a slot's log, one that was not damaged in
+// any slot, and notes it.
+func flip(t *testing.T, v *volume, k *killer, slot int, flipped map[int]int) {
 	t.Helper()
 	segments, err := filepath.Glob(filepath.Join(v.dir, fmt.Sprintf("slot-%d", slot), "log", "*"))
 	if err != nil || len(segments) == 0 {
 		t.Fatalf("no segments in slot %d: %v", slot, err)
 	}
-	for _, path := range segments {
+	for range 20 {
+		path := segments[k.random.IntN(len(segments))]
 		data, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for at := 0; at+blockSize <= len(data); at += blockSize {
-			index, ok := m.current(data[at:][:blockSize])
-			if !ok || slices.Contains(not, index) {
+		for at := k.random.IntN(len(data)/blockSize) * blockSize; at+blockSize <= len(data); at += blockSize {
+			index, ok := k.model.current(data[at:][:blockSize])
+			if _, done := flipped[index]; !ok || done {
 				continue
 			}
 			writeByte(t, path, int64(at)+1000, data[at+1000]^0x10)
-			return index
+			flipped[index] = slot
+			return
 		}
 	}
 	t.Fatalf("no block of the volume is in the log of slot %d", slot)
-	return 0
 }
 
 // current tells which block has exactly this content now, if one has.

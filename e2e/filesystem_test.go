@@ -119,6 +119,7 @@ func TestFilesystemKill(t *testing.T) {
 			}
 			a.detach(t)
 			v.stop(t)
+			v.sound(t)
 			t.Logf("%d kills, %d files fsynced and intact", kills, len(w.sums))
 		})
 	}

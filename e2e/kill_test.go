@@ -33,8 +33,11 @@ func TestKill(t *testing.T) {
 			v.start(t)
 			k.verify(t)
 			v.stop(t)
+			v.sound(t)
 			v.start(t)
 			k.verify(t)
+			v.stop(t)
+			v.sound(t)
 			if k.acked < kills*10 {
 				t.Errorf("only %d requests were acknowledged in %d rounds: this proves nothing", k.acked, kills)
 			}
