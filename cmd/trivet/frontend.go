@@ -19,8 +19,9 @@ type frontend struct {
 	joined sync.WaitGroup // one goroutine a listener
 }
 
-func startFrontend(volume Volume, listeners []net.Listener, log *slog.Logger) *frontend {
-	f := &frontend{server: nbd.New(volume, nbd.Options{Log: log, MaxConns: maxNBDConnections})}
+// startFrontend serves with that much memory for the buffers of all connections.
+func startFrontend(volume Volume, listeners []net.Listener, memoryBytes uint64, log *slog.Logger) *frontend {
+	f := &frontend{server: nbd.New(volume, nbd.Options{Log: log, MaxConns: maxNBDConnections, MemoryBytes: memoryBytes})}
 	for _, l := range listeners {
 		f.startServing(l, log)
 	}

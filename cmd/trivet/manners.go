@@ -36,9 +36,6 @@ const (
 	oomScoreAdj = -900
 	// wantFiles is room for the segments of three slots and for clients.
 	wantFiles = 8192
-	// heapLimitBytes is where the garbage collector works harder. Payloads and
-	// the block cache are outside the heap.
-	heapLimitBytes = 192 << 20
 )
 
 // becomeIOFlusher sets PR_SET_IO_FLUSHER on this thread and executes the
@@ -80,14 +77,15 @@ func isIOFlusher() bool {
 }
 
 // takeManners asks the kernel for all the rest and returns what was granted.
-func takeManners(log *slog.Logger) []control.Check {
+// From heapBytes on the garbage collector works harder.
+func takeManners(log *slog.Logger, heapBytes uint64) []control.Check {
 	os.Unsetenv(ioFlusherTried) // nothing that we start needs it
 	checks := []control.Check{
 		manner("io-flusher", ioFlusher),
 		manner("memory-lock", lockMemory),
 		manner("oom-score", lowerOOMScore),
 		manner("open-files", checkFiles),
-		manner("heap-limit", limitHeap),
+		manner("heap-limit", func() (string, error) { return limitHeap(heapBytes) }),
 	}
 	logChecks(log, checks)
 	return checks
@@ -193,11 +191,12 @@ func checkFiles() (string, error) {
 }
 
 // limitHeap sets the soft limit of the garbage collector unless GOMEMLIMIT did.
-func limitHeap() (string, error) {
+// The arena and the block cache are outside the heap.
+func limitHeap(bytes uint64) (string, error) {
 	limit := debug.SetMemoryLimit(-1)
 	if limit == math.MaxInt64 {
-		debug.SetMemoryLimit(heapLimitBytes)
-		limit = heapLimitBytes
+		limit = int64(bytes)
+		debug.SetMemoryLimit(limit)
 	}
 	return formatSize(uint64(limit)), nil
 }

@@ -69,7 +69,7 @@ func serve(ctx context.Context, plan servePlan, stdout, stderr io.Writer) error 
 	})
 	defer signals.Close()
 
-	checks := takeManners(log)
+	checks := takeManners(log, plan.memory.heap)
 	s, err := startServer(ctx, plan, checks)
 	if errors.Is(err, context.Canceled) {
 		log.Info("stopped before it served")
@@ -151,7 +151,7 @@ func (s *server) listen() error {
 		closeAll(listeners)
 		return fmt.Errorf("control socket: %w", err)
 	}
-	s.frontend = startFrontend(s.volume, listeners, s.plan.volume.Log)
+	s.frontend = startFrontend(s.volume, listeners, s.plan.memory.connections, s.plan.volume.Log)
 	s.control = control.Start(controlListener, control.Options{
 		Target: s, Faults: s.volume.Faults(), Log: s.plan.volume.Log,
 	})

@@ -24,7 +24,6 @@ const (
 	minVolumeBytes  = 1 << 20
 	maxVolumeBytes  = 1 << 50
 	maxShards       = 256
-	minMemoryBytes  = 16 << 20
 	minDeadline     = 100 * time.Millisecond
 	maxDeadline     = time.Hour
 	defaultDeadline = 20 * time.Second // below the 30 s of nbd-client, hazard 24
@@ -60,7 +59,7 @@ func (f *serveFlags) register(set *pflag.FlagSet) {
 	set.StringVar(&f.control, "control", "", "path of the control socket (default DIR/control.sock)")
 	set.StringVar(&f.arena, "arena", "", "directory on tmpfs for what is not on disk yet, so that it outlives\n"+
 		"the server (default: in /dev/shm)")
-	set.Var(&f.memory, "memory", "memory for payloads and the block cache (default 256M)")
+	set.Var(&f.memory, "memory", "memory for all the server does: payloads, block cache, map, connections.\nThe metadata helpers, one process of some 50M a slot, are apart\n(default: what the volume can use, up to an eighth of the machine's)")
 	set.Var(&f.deadline, "deadline", "time after which a request fails rather than waits")
 	set.StringVar(&f.name, "name", "", "name of the export, besides the empty one (default: DIR's name)")
 	set.StringVar(&f.survivor, "survivor", "", "open the volume with this slot alone, although too few slots are\n"+
@@ -97,6 +96,7 @@ func (v namedValue) Type() string { return v.word }
 // servePlan is a command line that makes sense.
 type servePlan struct {
 	volume   VolumeOptions
+	memory   memoryShares
 	listen   []endpoint
 	control  endpoint
 	logLevel slog.Level
@@ -267,10 +267,11 @@ func (f *serveFlags) planArena(p *servePlan) error {
 }
 
 func (f *serveFlags) planLimits(p *servePlan) error {
-	p.volume.MemoryBytes = uint64(f.memory)
-	if f.memory != 0 && f.memory < minMemoryBytes {
-		return fmt.Errorf("--memory %s is too little; give at least 16M", &f.memory)
+	if least := sizeFlag(minMemoryBytes); f.memory != 0 && f.memory < least {
+		return fmt.Errorf("--memory %s is too little; give at least %s", &f.memory, &least)
 	}
+	p.memory = divideMemory(uint64(f.memory))
+	p.volume.MemoryBytes = p.memory.volume
 	p.volume.Deadline = time.Duration(f.deadline)
 	if p.volume.Deadline < minDeadline || p.volume.Deadline > maxDeadline {
 		return fmt.Errorf("--deadline %s: it is from %s to %s", p.volume.Deadline, minDeadline, maxDeadline)

@@ -25,7 +25,7 @@ type VolumeOptions struct {
 	Slots       map[int]string // directories of slots that are not Dir/slot-ID
 	Name        string
 	ArenaDir    string        // a directory on tmpfs; "" lets the volume choose
-	MemoryBytes uint64        // budget of arena and block cache; 0 is the default
+	MemoryBytes uint64        // budget of arena, map and block cache; 0 is the default
 	Deadline    time.Duration // by which every request completes
 	Survivor    int           // slot plus one that is opened alone; 0 for none
 	Log         *slog.Logger

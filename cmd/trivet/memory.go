@@ -1,0 +1,40 @@
+package main
+
+import (
+	"trivet/device"
+	"trivet/device/nbd"
+)
+
+// --memory bounds the whole server but for its metadata helpers, which are
+// processes of their own: the arena, the block cache, the map's pages, the
+// buffers of the connections, and the program itself.
+const (
+	// programBytes is for the runtime, code, the tables of shards and lanes,
+	// and what the collector has not swept yet.
+	programBytes = 40 << 20
+	// mostConnectionBytes lets 64 connections borrow another 80 MiB.
+	mostConnectionBytes = 256 << 20
+	// minMemoryBytes is the least that a server can do with.
+	minMemoryBytes = 128 << 20
+)
+
+// A new minimum must still cover its parts.
+const _ = uint(minMemoryBytes - programBytes - nbd.MinMemoryBytes - device.MinMemory)
+
+// memoryShares is what becomes of --memory, in bytes.
+type memoryShares struct {
+	connections uint64
+	volume      uint64 // device.Options.Memory; 0 lets the device choose
+	heap        uint64 // of all, what the garbage collector sees
+}
+
+// divideMemory divides a budget of at least minMemoryBytes; 0 is the default.
+func divideMemory(total uint64) (s memoryShares) {
+	s.connections = mostConnectionBytes
+	if total > 0 {
+		s.connections = max(nbd.MinMemoryBytes, min(mostConnectionBytes, total/8*3))
+		s.volume = total - programBytes - s.connections
+	}
+	s.heap = programBytes + s.connections + device.MapShare(s.volume)
+	return s
+}
