@@ -9,13 +9,15 @@ import (
 // processes of their own: the arena, the block cache, the map's pages, the
 // buffers of the connections, and the program itself.
 const (
-	// programBytes is for the runtime, code, the tables of shards and lanes,
-	// and what the collector has not swept yet.
-	programBytes = 40 << 20
+	// programBytes is for the program: code, runtime, the tables of shards and
+	// lanes, and by how much the heap exceeds its limit, which is a soft one.
+	// heapBytes of them are on the heap.
+	programBytes = 80 << 20
+	heapBytes    = 32 << 20
 	// mostConnectionBytes lets 64 connections borrow another 80 MiB.
 	mostConnectionBytes = 256 << 20
 	// minMemoryBytes is the least that a server can do with.
-	minMemoryBytes = 128 << 20
+	minMemoryBytes = 192 << 20
 )
 
 // A new minimum must still cover its parts.
@@ -35,6 +37,6 @@ func divideMemory(total uint64) (s memoryShares) {
 		s.connections = max(nbd.MinMemoryBytes, min(mostConnectionBytes, total/8*3))
 		s.volume = total - programBytes - s.connections
 	}
-	s.heap = programBytes + s.connections + device.MapShare(s.volume)
+	s.heap = heapBytes + s.connections + device.MapShare(s.volume)
 	return s
 }
