@@ -331,13 +331,16 @@ func (m *blockMap) committed(p *page, failed bool) {
 //	8 8 generation of the stamp
 //	16 8 LSN of the stamp
 //	24 2 number of runs
-//	26   runs: first index (1), length - 1 (1), content (1), zero (1), and for
-//	     data segment (4), life (4), first block (2), one CRC32C (4) a block
+//	26 2 number of places
+//	28   places: segment (4), life (4), each named by its number
+//	     runs: first index (1), length - 1 (1), content (1), place (1), and for
+//	     data first block (2), one CRC32C (4) a block
 //	end  CRC32C (4) of all before
 const (
-	pageFixed    = 26
+	pageFixed    = 28
+	placeFixed   = 8
 	runFixed     = 4
-	runDataFixed = runFixed + 10
+	runDataFixed = runFixed + 2
 )
 
 // encode appends the page's stored form to b.
@@ -348,14 +351,14 @@ func (p *page) encode(b []byte) []byte {
 	b = le.AppendUint64(b, uint64(p.stamp.Generation))
 	b = le.AppendUint64(b, uint64(p.stamp.LSN))
 	countAt, runs := len(b), 0
-	b = le.AppendUint16(b, 0)
+	b = append(b, 0, 0, 0, 0)
+	var numbers [RegionBlocks]uint8
+	b = p.encodePlaces(b, &numbers)
 	for i := 0; i < RegionBlocks; {
 		n := p.run(i)
 		if e := p.entries[i]; e.Content != Hole {
-			b = append(b, byte(i), byte(n-1), byte(e.Content), 0)
+			b = append(b, byte(i), byte(n-1), byte(e.Content), numbers[i])
 			if e.Content == Data {
-				b = le.AppendUint32(b, e.Segment)
-				b = le.AppendUint32(b, e.Life)
 				b = le.AppendUint16(b, e.Block)
 				for j := i; j < i+n; j++ {
 					b = le.AppendUint32(b, p.entries[j].CRC)
@@ -367,6 +370,39 @@ func (p *page) encode(b []byte) []byte {
 	}
 	le.PutUint16(b[countAt:], uint16(runs))
 	return le.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
+}
+
+// encodePlaces appends the segments that the page names, and their number
+// before them; numbers gets, by entry, which one it is.
+func (p *page) encodePlaces(b []byte, numbers *[RegionBlocks]uint8) []byte {
+	le := binary.LittleEndian
+	start := len(b)
+	var seen [2 * RegionBlocks]uint16 // a hash table: number plus one
+	for i := range p.entries {
+		e := &p.entries[i]
+		if e.Content != Data {
+			continue
+		}
+		if i > 0 && p.entries[i-1].Content == Data && p.entries[i-1].Segment == e.Segment && p.entries[i-1].Life == e.Life {
+			numbers[i] = numbers[i-1]
+			continue
+		}
+		for slot := e.Segment; ; slot++ {
+			n := &seen[slot%uint32(len(seen))]
+			if *n == 0 {
+				b = le.AppendUint32(b, e.Segment)
+				b = le.AppendUint32(b, e.Life)
+				*n = uint16((len(b) - start) / placeFixed)
+			}
+			at := start + int(*n-1)*placeFixed
+			if le.Uint32(b[at:]) == e.Segment && le.Uint32(b[at+4:]) == e.Life {
+				numbers[i] = uint8(*n - 1)
+				break
+			}
+		}
+	}
+	le.PutUint16(b[start-2:], uint16((len(b)-start)/placeFixed))
+	return b
 }
 
 // run returns how many entries from i on continue the first one.
@@ -399,10 +435,14 @@ func decodePage(b []byte, r Region, p *page) error {
 		return fmt.Errorf("map page of region %d found for region %d: %w", p.region, r, ErrNotThis)
 	}
 	p.stamp = Stamp{Generation(le.Uint64(b[8:])), LSN(le.Uint64(b[16:]))}
-	return p.decodeRuns(body[pageFixed:], int(le.Uint16(b[24:])))
+	places := int(le.Uint16(b[26:])) * placeFixed
+	if body = body[pageFixed:]; places > len(body) {
+		return fmt.Errorf("map page of region %d: places are cut off: %w", r, ErrNotThis)
+	}
+	return p.decodeRuns(body[:places], body[places:], int(le.Uint16(b[24:])))
 }
 
-func (p *page) decodeRuns(b []byte, runs int) error {
+func (p *page) decodeRuns(places, b []byte, runs int) error {
 	le := binary.LittleEndian
 	for range runs {
 		if len(b) < runFixed {
@@ -422,7 +462,11 @@ func (p *page) decodeRuns(b []byte, runs int) error {
 		if len(b) < runDataFixed+4*n {
 			return fmt.Errorf("map page of region %d: checksums are cut off: %w", p.region, ErrNotThis)
 		}
-		e := Entry{Segment: le.Uint32(b[4:]), Life: le.Uint32(b[8:]), Block: le.Uint16(b[12:]), Content: Data}
+		place := int(b[3]) * placeFixed
+		if place >= len(places) {
+			return fmt.Errorf("map page of region %d: place %d is not there: %w", p.region, b[3], ErrNotThis)
+		}
+		e := Entry{Segment: le.Uint32(places[place:]), Life: le.Uint32(places[place+4:]), Block: le.Uint16(b[4:]), Content: Data}
 		for i := range n {
 			e.CRC = le.Uint32(b[runDataFixed+4*i:])
 			p.entries[first+i] = e

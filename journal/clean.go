@@ -104,11 +104,15 @@ func (c *Clean) Run(source CleanSource) {
 	c.Err = source.Keep(o)
 }
 
+// listBlocks is how much is read to find a descriptor: what lies between large
+// batches is skipped, small ones come several at a time.
+const listBlocks = 16
+
 // list reads the descriptors of the segments and lists the blocks that they
 // hold, live or not. Where the chain of a segment ends before its used blocks
 // do, at what a crash has torn or at rot, the rest cannot be listed.
 func (c *Clean) list(source CleanSource) error {
-	scan := scanner{source: scanSource{source}}
+	scan := scanner{source: scanSource{source}, piece: listBlocks}
 	c.broken = c.broken[:0]
 	for _, s := range c.Scan {
 		want := position{volume: c.cfg.Volume, lane: c.Lane, segment: s.Index, life: s.Life}
@@ -177,8 +181,10 @@ const (
 	// coldBatch is how many blocks a batch of the cleaner holds: as many as a
 	// descriptor names when no two lie side by side.
 	coldBatch = (BlockSize - descriptorFixed) / (recordFixed + 4)
-	// coldSpan is how many blocks of a segment are read to get a batch's.
-	coldSpan = 2 * coldBatch
+	// coldSpan is how many blocks of a segment are read at once, to get at least
+	// coldDense of them.
+	coldSpan  = 2 * coldBatch
+	coldDense = coldBatch / 8
 )
 
 func (w *coldWriter) copy() error {
@@ -187,13 +193,17 @@ func (w *coldWriter) copy() error {
 	for len(moves) > 0 {
 		room := int(w.open.Blocks) - int(max(w.open.next, 1)) - 1
 		n := min(coldBatch, len(moves), room)
+		dense := denseRun(moves[:max(n, 0)])
+		if dense >= coldDense {
+			n = dense
+		}
 		if n <= 0 {
 			for i := range moves {
 				moves[i].Err = errNoRoom
 			}
 			break
 		}
-		w.read(moves[:n])
+		w.read(moves[:n], n == dense)
 		if err := w.write(moves[:n]); err != nil {
 			return err
 		}
@@ -205,14 +215,23 @@ func (w *coldWriter) copy() error {
 // errNoRoom: the cleaner's segment was full.
 var errNoRoom = errors.New("no room in the segment")
 
-// read gets the blocks: with what lies between them, when that is little.
-func (w *coldWriter) read(moves []Move) {
+// denseRun returns how many of the moves lie in one segment, in order and within
+// coldSpan of the first.
+func denseRun(moves []Move) (n int) {
+	for n < len(moves) {
+		first, m := moves[0].From, moves[n].From
+		if m.Segment != first.Segment || int(m.Block)-int(first.Block) >= coldSpan || n > 0 && m.Block <= moves[n-1].From.Block {
+			break
+		}
+		n++
+	}
+	return n
+}
+
+// read gets the blocks: dense ones with what lies between them.
+func (w *coldWriter) read(moves []Move, dense bool) {
 	w.blocks = w.blocks[:0]
 	first, last := moves[0].From, moves[len(moves)-1].From
-	dense := last.Block >= first.Block && int(last.Block-first.Block) < coldSpan
-	for i, m := range moves {
-		dense = dense && m.From.Segment == first.Segment && (i == 0 || m.From.Block > moves[i-1].From.Block)
-	}
 	if dense {
 		buf := w.payload[:(int(last.Block-first.Block)+1)*BlockSize]
 		dense = w.source.ReadSegment(first.Segment, buf, uint32(first.Block)) == nil

@@ -482,18 +482,22 @@ type scanner struct {
 	segment uint32
 	first   uint32 // block offset of buf
 	blocks  uint32 // valid in buf
+	piece   uint32 // blocks that one read takes; 0: scanBlocks
 }
 
-// scanBlocks is how much one read takes.
+// scanBlocks is how much one read takes when everything is read.
 const scanBlocks = 256
 
 // block returns a block of a segment of size blocks, valid until the next call.
 func (s *scanner) block(segment, at, size uint32) ([]byte, error) {
 	if s.blocks == 0 || s.segment != segment || at < s.first || at >= s.first+s.blocks {
 		if s.buf == nil {
-			s.buf = disk.Alloc(scanBlocks * BlockSize)
+			if s.piece == 0 {
+				s.piece = scanBlocks
+			}
+			s.buf = disk.Alloc(int(s.piece) * BlockSize)
 		}
-		n := min(scanBlocks, size-at)
+		n := min(s.piece, size-at)
 		s.blocks = 0
 		if err := s.source.ReadSegment(segment, s.buf[:n*BlockSize], at); err != nil {
 			return nil, err

@@ -3,7 +3,6 @@ package replica
 import (
 	"errors"
 	"fmt"
-	"math"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -19,9 +18,13 @@ const fileBytes = 32 << 20
 // logDir is where a slot's log files are.
 const logDir = "log"
 
-// keptSegments is how many free segments keep their blocks, to be written again
-// without asking the filesystem; those beyond are given back to it.
-const keptSegments = 6
+// Free segments keep their blocks, to be written again without asking the
+// filesystem, up to keptSegments or a part of those in use: giving blocks back
+// and getting new ones costs more than writing them. Those beyond are given back.
+const (
+	keptSegments = 6
+	keptPart     = 32
+)
 
 const (
 	// reservedSegments are left to the cleaner, which needs space to make some:
@@ -44,7 +47,7 @@ type pool struct {
 	free    []uint32 // with blocks
 	holes   []uint32 // free, without blocks
 	state   map[uint32]segmentUse
-	kept    int // see keptSegments; all of them where the filesystem takes none back
+	keepAll bool // the filesystem takes no blocks back
 	life    uint32
 }
 
@@ -57,7 +60,7 @@ type segmentUse struct {
 
 func newPool(fs disk.FS, segmentBlocks uint32) *pool {
 	perFile := max(1, fileBytes/(segmentBlocks*journal.BlockSize))
-	return &pool{fs: fs, blocks: segmentBlocks, perFile: perFile, kept: keptSegments, state: make(map[uint32]segmentUse)}
+	return &pool{fs: fs, blocks: segmentBlocks, perFile: perFile, state: make(map[uint32]segmentUse)}
 }
 
 func (p *pool) segmentBytes() int64 { return int64(p.blocks) * journal.BlockSize }
@@ -215,8 +218,8 @@ func (p *pool) fill(segment uint32) error {
 	return nil
 }
 
-// put returns segments. It tells whether more are free than are kept.
-func (p *pool) put(segments []uint32) (surplus bool) {
+// put returns segments. It tells whether prune has something to do.
+func (p *pool) put(segments []uint32) (prune bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, s := range segments {
@@ -228,7 +231,13 @@ func (p *pool) put(segments []uint32) (surplus bool) {
 		p.state[s] = u
 		p.free = append(p.free, s)
 	}
-	return len(p.free) > p.kept
+	return p.surplus()
+}
+
+// surplus tells whether more segments are free than are kept. It needs mu.
+func (p *pool) surplus() bool {
+	inUse := int(p.segments()) - len(p.free) - len(p.holes)
+	return !p.keepAll && len(p.free) > max(keptSegments, inUse/keptPart)
 }
 
 // prune gives the blocks of free segments back to the filesystem, but for those
@@ -238,7 +247,7 @@ func (p *pool) prune() error {
 	defer p.growing.Unlock()
 	for {
 		p.mu.Lock()
-		if len(p.free) <= p.kept {
+		if !p.surplus() {
 			p.mu.Unlock()
 			return nil
 		}
@@ -250,7 +259,7 @@ func (p *pool) prune() error {
 		if err != nil {
 			p.free = append(p.free, segment)
 			if errors.Is(err, errors.ErrUnsupported) {
-				p.kept, err = math.MaxInt, nil
+				p.keepAll, err = true, nil
 			}
 			p.mu.Unlock()
 			return err

@@ -74,11 +74,12 @@ func (g Geometry) Validate() error {
 	return nil
 }
 
-// SegmentBlocksFor returns the segment size for a volume: 1/256 of it, between
-// 4 and 64 MiB, so that what the lanes hold ready stays a small part of it.
+// SegmentBlocksFor returns the segment size for a volume: 1/512 of it, between
+// 2 and 64 MiB, so that what the lanes hold ready, and have not freed yet, stays
+// a small part of it.
 func SegmentBlocksFor(sizeBytes uint64) uint32 {
-	segment := uint64(4 << 20)
-	for segment < 64<<20 && segment < sizeBytes/256 {
+	segment := uint64(2 << 20)
+	for segment < 64<<20 && segment < sizeBytes/512 {
 		segment *= 2
 	}
 	return uint32(min(segment, 64<<20) / journal.BlockSize)
