@@ -12,12 +12,12 @@ const (
 	// programBytes is for the program: code, runtime, the tables of shards and
 	// lanes, and by how much the heap exceeds its limit, which is a soft one.
 	// heapBytes of them are on the heap.
-	programBytes = 80 << 20
-	heapBytes    = 32 << 20
+	programBytes = 56 << 20
+	heapBytes    = 24 << 20
 	// mostConnectionBytes lets 64 connections borrow another 80 MiB.
 	mostConnectionBytes = 256 << 20
 	// minMemoryBytes is the least that a server can do with.
-	minMemoryBytes = 192 << 20
+	minMemoryBytes = 128 << 20
 )
 
 // A new minimum must still cover its parts.

@@ -23,15 +23,16 @@ const (
 	// connBytes is what a connection costs that borrows nothing: its own share,
 	// its input, and a thousand commands, here and as parts in the device.
 	connBytes = ownBytes + inputBytes + 1<<20 + 1<<19
-	// leastShared is lent to a single connection for its longest request.
-	leastShared = maxReplyBytes + maxWriteBytes
+	// leastShared can be lent to a single connection for its longest request,
+	// which is a read: long writes are many requests.
+	leastShared = maxReplyBytes
 	// loanBytes is the unit of loans, so that they are rare.
 	loanBytes = 1 << 20
 )
 
-// MinMemoryBytes is the least Options.MemoryBytes that make sense: enough for
-// eight connections.
-const MinMemoryBytes = leastShared + 8*connBytes
+// MinMemoryBytes is the least Options.MemoryBytes, enough for four connections;
+// less counts as that.
+const MinMemoryBytes = leastShared + 4*connBytes
 
 // loans is the memory that connections share.
 type loans struct {

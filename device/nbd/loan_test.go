@@ -10,11 +10,11 @@ import (
 	"trivet/device/nbd"
 )
 
-// TestMemoryBudget: eight clients ask for more than there is memory for. What
+// TestMemoryBudget: four clients ask for more than there is memory for. What
 // is promised at a time stays within the budget, short requests pass long ones
 // of other clients, everybody is served, and nothing stays lent.
 func TestMemoryBudget(t *testing.T) {
-	const clients, reads, long = 8, 2, 32 << 20
+	const clients, reads, long = 4, 3, 32 << 20
 	f := newFake(64 << 20)
 	f.hold()
 	s, path := start(t, f, nbd.Options{MemoryBytes: nbd.MinMemoryBytes})
@@ -22,7 +22,7 @@ func TestMemoryBudget(t *testing.T) {
 	for i := range all {
 		all[i] = dial(t, path).enter(false)
 	}
-	dial(t, path).expectEnd() // there is no memory for a ninth
+	dial(t, path).expectEnd() // there is no memory for a fifth
 	if refused := s.Stats().Refused; refused != 1 {
 		t.Errorf("%d connections were refused", refused)
 	}

@@ -98,7 +98,7 @@ func (o Options) withDefaults() Options {
 		o.MaxConns = 64
 	}
 	if o.MemoryBytes == 0 {
-		o.MemoryBytes = uint64(o.MaxConns) * (connBytes + leastShared)
+		o.MemoryBytes = uint64(o.MaxConns) * (connBytes + maxReplyBytes + maxWriteBytes)
 	}
 	if fit := (max(o.MemoryBytes, MinMemoryBytes) - leastShared) / connBytes; fit < uint64(o.MaxConns) {
 		o.MaxConns = int(fit)
