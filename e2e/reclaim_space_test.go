@@ -16,9 +16,12 @@ import (
 // has it kept the clients waiting.
 func TestReclaimSpace(t *testing.T) {
 	needTools(t, "fio")
+	// What a lane holds ready is more of a small volume than of a large one, and
+	// less is left to choose from: the short version only sees that nothing grew.
+	most := choose(3.5, 2.5)
 	cases := []overwrite{
-		{name: "random, 80% full", percent: 80, amplification: 2.5},
-		{name: "random, 100% full", percent: 100, amplification: 2.5},
+		{name: "random, 80% full", percent: 80, amplification: most},
+		{name: "random, 100% full", percent: 100, amplification: most},
 	}
 	if long() {
 		cases = append(cases,
@@ -94,7 +97,9 @@ func (o *overwrite) run(t *testing.T, sizeBytes, times int64) {
 	checkSteady(t, samples)
 	v.healthy(t)
 	v.stop(t)
-	command(t, program, "check", v.dir)
+	if o.percent == 100 || long() {
+		command(t, program, "check", v.dir)
+	}
 }
 
 // checkSpace compares what the log occupied with what it may.
