@@ -13,7 +13,7 @@ const (
 	// lanes, and by how much the heap exceeds its limit, which is a soft one.
 	// heapBytes of them are on the heap.
 	programBytes = 56 << 20
-	heapBytes    = 24 << 20
+	heapBytes    = 16 << 20
 	// mostConnectionBytes lets 64 connections borrow another 80 MiB.
 	mostConnectionBytes = 256 << 20
 	// minMemoryBytes is the least that a server can do with.
