@@ -113,6 +113,30 @@ func TestNotify(t *testing.T) {
 	}
 }
 
+// TestAllocSparing: what is spared is left to Alloc, and a Free after a refusal
+// is told to whoever was refused.
+func TestAllocSparing(t *testing.T) {
+	told := 0
+	o := options(t, 10)
+	o.Notify = func() { told++ }
+	a := open(t, o)
+	var pages [10]Page
+	if !a.AllocSparing(4, 6, pages[:]) {
+		t.Fatal("6 of 10 pages were refused, sparing 4")
+	}
+	if a.AllocSparing(4, 1, pages[6:]) {
+		t.Fatal("a page was given that was to be spared")
+	}
+	if !a.Alloc(3, pages[6:]) {
+		t.Fatal("what was spared is not there")
+	}
+	a.Free(pages[0])
+	if told != 1 {
+		t.Errorf("told %d times that a page is free, expected once", told)
+	}
+	a.Free(pages[1:9]...)
+}
+
 func TestSpansMergeNeighbours(t *testing.T) {
 	a := open(t, options(t, 16))
 	spans := a.Spans(nil, []Page{3, 4, 5, 9, 8, 10})
