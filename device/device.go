@@ -49,7 +49,7 @@ type Device struct {
 	arenaKind  string
 	arenaNote  string
 	arenaPages uint64
-	held       *outlived // what the last server left in the arena; for Open alone
+	held       *replica.Held // what the last server left in the arena; for Open alone
 
 	door     door
 	parts    sync.Pool // *part

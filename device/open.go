@@ -90,6 +90,7 @@ func Open(ctx context.Context, opt Options) (*Device, error) {
 	if err := d.activate(); err != nil {
 		return nil, errors.Join(err, d.abandon())
 	}
+	d.pruneArenas()
 	return d, nil
 }
 
@@ -185,69 +186,45 @@ func (d *Device) agrees(g replica.Geometry) error {
 	return nil
 }
 
-// openSlots opens or makes every slot and brings them together. A slot that
-// cannot be believed is set aside and made anew from its peers, once.
-func (d *Device) openSlots(ctx context.Context, dirs []string) error {
+// openSlots opens or makes every slot and brings them together.
+func (d *Device) openSlots(ctx context.Context, dirs []string) (err error) {
 	g, err := d.geometry(dirs)
 	if err != nil {
 		return err
 	}
 	d.info = Info{Name: g.Name, SizeBytes: g.SizeBytes}
 	locks := &patience{ctx: ctx, pause: d.opt.pause, tries: lockTries}
-	for attempt := 0; ; attempt++ {
-		slots, absent := d.tryAll(dirs, g, locks)
-		if err := errors.Join(ctx.Err(), inUse(absent)); err != nil {
-			return errors.Join(err, closeAll(slots))
-		}
-		held, err := d.openArena(g, started(slots), locks)
-		if err != nil {
-			return errors.Join(err, closeAll(slots))
-		}
-		d.group, err = replica.Recover(slots, absent, d.recovery(g, held))
-		if err != nil {
-			return errors.Join(err, closeAll(slots))
-		}
-		aside := d.unbelievable(dirs)
-		if attempt > 0 || len(aside) == 0 {
-			d.held = held
-			return nil
-		}
-		d.events.note(-1, fmt.Sprintf("slots %v are set aside and copied anew", aside), nil)
-		if err := errors.Join(closeAll(d.group.Slots), d.arena.Close()); err != nil {
-			return err
-		}
-		d.group, d.arena = nil, nil
-		for _, i := range aside {
-			if err := setAside(dirs[i]); err != nil {
-				return err
+	arenas := d.arenaOptions(g)
+	assembly := replica.Assembly{
+		Replicas: len(dirs),
+		Options: replica.Options{
+			CheckpointBytes: int64(replayBytes / g.Shards), PageBudget: int(d.opt.mapBytes()) / pageBytes / (g.Shards * g.Replicas),
+			Policy:   reclaim.Policy{Constantly: d.opt.ReclaimAlways},
+			Survivor: d.opt.Survivor, Parallel: true, Log: d.events.note,
+		},
+		OpenSlot: func(id int) (s *replica.Slot, err error) {
+			err = locks.take(func() error { s, err = d.openSlot(id, dirs[id], g); return err })
+			return s, err
+		},
+		SetAside: func(ids []int, _ []error) error {
+			for _, id := range ids {
+				if err := setAside(dirs[id]); err != nil {
+					return err
+				}
 			}
-		}
+			return nil
+		},
+		OpenArena: func() (a *arena.Arena, err error) {
+			err = locks.take(func() error { a, err = arena.Open(arenas); return err })
+			return a, err
+		},
+		ArenaAside: func(why error) error { return d.setArenaAside(arenas, why) },
 	}
-}
-
-// recovery returns how the slots are to be recovered.
-func (d *Device) recovery(g replica.Geometry, held *outlived) replica.Options {
-	lanes := g.Shards * g.Replicas
-	o := replica.Options{
-		CheckpointBytes: int64(replayBytes / g.Shards), PageBudget: int(d.opt.mapBytes()) / pageBytes / lanes,
-		Policy:   reclaim.Policy{Constantly: d.opt.ReclaimAlways},
-		Survivor: d.opt.Survivor, Parallel: true, Log: d.events.note,
+	if d.group, d.held, err = assembly.Open(ctx); err != nil {
+		return err
 	}
-	if held != nil {
-		o.Arena = held
-	}
-	return o
-}
-
-// unbelievable returns the slots whose own content is at fault.
-func (d *Device) unbelievable(dirs []string) (slots []int) {
-	for i, err := range d.group.Absent {
-		if len(dirs) > 1 && err != nil && (errors.Is(err, meta.ErrCorrupt) || errors.Is(err, journal.ErrNotThis) ||
-			errors.Is(err, journal.ErrDamaged) || errors.Is(err, journal.ErrNoSuperblock)) {
-			slots = append(slots, i)
-		}
-	}
-	return slots
+	d.arena = d.held.Arena
+	return nil
 }
 
 // setAside moves what a slot's directory holds into a directory of its own
@@ -308,36 +285,6 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// inUse returns the error of a slot that another process serves: it serves the
-// volume, whatever could be had of the other slots.
-func inUse(absent []error) error {
-	for _, err := range absent {
-		if errors.Is(err, replica.ErrInUse) {
-			return err
-		}
-	}
-	return nil
-}
-
-// tryAll opens or makes every slot; one that fails is absent, with the reason.
-func (d *Device) tryAll(dirs []string, g replica.Geometry, locks *patience) ([]*replica.Slot, []error) {
-	slots, absent := make([]*replica.Slot, len(dirs)), make([]error, len(dirs))
-	for i, dir := range dirs {
-		var s *replica.Slot
-		err := locks.take(func() (err error) {
-			s, err = d.openSlot(i, dir, g)
-			return err
-		})
-		if err != nil {
-			d.events.note(i, "slot does not take part", err)
-			absent[i] = err
-			continue
-		}
-		slots[i] = s
-	}
-	return slots, absent
-}
-
 func (d *Device) openSlot(id int, dir string, g replica.Geometry) (*replica.Slot, error) {
 	real, err := disk.Real(dir, disk.Options{Create: true})
 	if err != nil {
@@ -362,27 +309,7 @@ func (d *Device) openSlot(id int, dir string, g replica.Geometry) (*replica.Slot
 	return s, nil
 }
 
-// started returns the last generation that any slot took part in.
-func started(slots []*replica.Slot) (g journal.Generation) {
-	for _, s := range slots {
-		if s != nil {
-			g = max(g, s.Started())
-		}
-	}
-	return g
-}
-
 func slotID(i int) journal.SlotID { return journal.SlotID(i) }
-
-func closeAll(slots []*replica.Slot) error {
-	var errs []error
-	for _, s := range slots {
-		if s != nil {
-			errs = append(errs, s.Close())
-		}
-	}
-	return errors.Join(errs...)
-}
 
 // activate makes the shards, gives them what outlived the server, and begins
 // the generation.
@@ -432,7 +359,7 @@ func (d *Device) activate() error {
 	for _, s := range d.shards {
 		s.Tick()
 	}
-	d.repairRotten()
+	g.EachRotten(func(i, slot int, lba journal.LBA) { d.readRotten(d.shards[i], slot, lba) })
 	return nil
 }
 
@@ -450,21 +377,6 @@ func physicalMemory() uint64 {
 		return 1 << 30
 	}
 	return info.Totalram * uint64(info.Unit)
-}
-
-// repairRotten reads the blocks that recovery found rotten from the slot that
-// has them so: the read fails over to a peer, and repairs.
-func (d *Device) repairRotten() {
-	for i, lanes := range d.group.Lanes {
-		for slot, r := range lanes {
-			if r == nil {
-				continue
-			}
-			for _, rot := range r.Rotten {
-				d.readRotten(d.shards[i], slot, rot.LBA)
-			}
-		}
-	}
 }
 
 // repair repairs a block that the cleaner could not read in a slot, unless the
@@ -504,7 +416,7 @@ func (d *Device) abandon() error {
 		}
 	}
 	if d.group != nil {
-		errs = append(errs, closeAll(d.group.Slots))
+		errs = append(errs, d.group.Close())
 	}
 	if d.arena != nil {
 		errs = append(errs, d.arena.Close())

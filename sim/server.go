@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,7 +14,6 @@ import (
 	"trivet/disk"
 	"trivet/inject"
 	"trivet/journal"
-	"trivet/meta"
 	"trivet/replica"
 	"trivet/shard"
 )
@@ -34,7 +34,7 @@ type server struct {
 	caches     []*cache.Cache
 	slots      []*slot // nil for one that does not take part
 	arena      *arena.Arena
-	held       *outlived
+	held       *replica.Held
 	dropped    [journal.MaxSlots]bool
 }
 
@@ -61,21 +61,6 @@ func (h *host) offer(n *next) {
 	}
 }
 
-// outlived is what a killed server has left in the arena; see package device.
-type outlived struct {
-	arena   *arena.Arena
-	records [][]arena.Recovered
-}
-
-func (o *outlived) Retired(s uint16) journal.LSN { return journal.LSN(o.arena.RetiredLSN(s)) }
-
-func (o *outlived) Last(s uint16) journal.LSN {
-	if n := len(o.records[s]); n > 0 {
-		return journal.LSN(o.records[s][n-1].Record.LSN)
-	}
-	return 0
-}
-
 // open opens the volume as package device does, without the slots that are
 // missing. On an error everything is released.
 func (w *world) open(missing int) (err error) {
@@ -86,23 +71,13 @@ func (w *world) open(missing int) (err error) {
 			w.srv = nil
 		}
 	}()
-	if err := s.openSlots(missing); err != nil {
+	if err := s.assemble(missing); err != nil {
 		return err
 	}
 	if err := s.activate(); err != nil {
-		return errors.Join(err, closeAll(s.group.Slots), w.closeArena())
+		return errors.Join(err, s.group.Close(), w.closeArena())
 	}
 	return nil
-}
-
-func closeAll(slots []*replica.Slot) error {
-	var errs []error
-	for _, s := range slots {
-		if s != nil {
-			errs = append(errs, s.Close())
-		}
-	}
-	return errors.Join(errs...)
 }
 
 func (w *world) closeArena() error {
@@ -114,71 +89,61 @@ func (w *world) closeArena() error {
 	return a.Close()
 }
 
-func (s *server) openSlots(missing int) error {
+// assemble opens the slots and the arena, and judges what is made of them.
+func (s *server) assemble(missing int) (err error) {
 	w := s.w
-	for attempt := 0; ; attempt++ {
-		slots, absent := s.tryAll(missing)
-		started := 0
-		for _, rep := range slots {
-			if rep != nil && rep.Started() > 0 {
-				started++
+	var began [journal.MaxSlots]bool // slots that had taken part
+	assembly := replica.Assembly{
+		Replicas: journal.MaxSlots,
+		Options:  replica.Options{CheckpointBytes: w.cfg.checkpointBytes, PageBudget: w.cfg.pageBudget, Policy: w.cfg.policy, Log: w.note},
+		OpenSlot: func(i int) (*replica.Slot, error) {
+			if i == missing {
+				return nil, errMissing
 			}
-		}
-		if err := s.openArena(slots); err != nil {
-			return errors.Join(err, closeAll(slots), w.closeArena())
-		}
-		opt := replica.Options{CheckpointBytes: w.cfg.checkpointBytes, PageBudget: w.cfg.pageBudget, Policy: w.cfg.policy, Log: w.note}
-		if s.held != nil {
-			opt.Arena = s.held
-		}
-		var err error
-		if s.group, err = replica.Recover(slots, absent, opt); err != nil {
-			return errors.Join(err, closeAll(slots), w.closeArena())
-		}
-		if started > 0 && started < s.group.Quorum() {
-			w.fail("opened with %d slots that ever took part", started)
-		}
-		aside := s.unbelievable()
-		if attempt > 0 || len(aside) == 0 {
+			rep, err := s.openSlot(i)
+			began[i] = err == nil && rep.Started() > 0
+			return rep, err
+		},
+		SetAside:  s.setAside,
+		OpenArena: s.openArena,
+		ArenaAside: func(why error) error {
+			w.fail("the arena cannot be used: %v", why)
 			return nil
-		}
-		if err := errors.Join(closeAll(s.group.Slots), w.closeArena()); err != nil {
-			return err
-		}
-		for _, i := range aside {
-			if !w.legs[i].suspicious && !w.legs[i].making {
-				w.fail("slot %d is set aside, but nothing was done to it: %v", i, absent[i])
-			}
-			w.blank(i)
-			w.cover["slots set aside"]++
-		}
-		w.restartDisks(false) // a store in memory is opened once
+		},
 	}
+	if s.group, s.held, err = assembly.Open(context.Background()); err != nil {
+		return errors.Join(err, w.closeArena())
+	}
+	n := 0
+	for _, b := range began {
+		if b {
+			n++
+		}
+	}
+	if n > 0 && n < s.group.Quorum() {
+		w.fail("opened with %d slots that ever took part", n)
+	}
+	for _, records := range s.held.Records {
+		w.cover["records that outlived a kill"] += len(records)
+	}
+	return nil
 }
 
-// unbelievable returns the slots whose own content is at fault.
-func (s *server) unbelievable() (slots []int) {
-	for i, err := range s.group.Absent {
-		for _, why := range []error{meta.ErrCorrupt, journal.ErrNotThis, journal.ErrDamaged, journal.ErrNoSuperblock} {
-			if errors.Is(err, why) {
-				slots = append(slots, i)
-				break
-			}
-		}
-	}
-	return slots
-}
+// errMissing is why a slot is absent that is not there in this life.
+var errMissing = errors.New("missing")
 
-func (s *server) tryAll(missing int) ([]*replica.Slot, []error) {
-	slots, absent := make([]*replica.Slot, journal.MaxSlots), make([]error, journal.MaxSlots)
-	for i := range slots {
-		if i == missing {
-			absent[i] = errors.New("missing")
-			continue
+// setAside replaces the disks of slots that cannot be believed.
+func (s *server) setAside(slots []int, why []error) error {
+	w := s.w
+	for _, i := range slots {
+		if !w.legs[i].suspicious && !w.legs[i].making {
+			w.fail("slot %d is set aside, but nothing was done to it: %v", i, why[i])
 		}
-		slots[i], absent[i] = s.openSlot(i)
+		w.blank(i)
+		w.cover["slots set aside"]++
 	}
-	return slots, absent
+	w.restartDisks(false) // a store in memory is opened once
+	return nil
 }
 
 func (s *server) openSlot(i int) (*replica.Slot, error) {
@@ -195,39 +160,21 @@ func (s *server) openSlot(i int) (*replica.Slot, error) {
 	return rep, nil
 }
 
-// openArena opens the arena, and finds what outlived the last server.
-func (s *server) openArena(slots []*replica.Slot) (err error) {
+// openArena opens the arena. Nothing in it may be damaged.
+func (s *server) openArena() (_ *arena.Arena, err error) {
 	w := s.w
 	opt := arena.Options{Volume: w.geometry.Volume, Dir: w.dir, SizeBytes: int64(w.cfg.arenaPages) * arena.PageSize, Shards: w.geometry.Shards}
 	if w.arena, err = arena.Open(opt); err != nil {
-		return err
+		return nil, err
 	}
-	s.held = nil
-	if s.arena = w.arena; s.arena.Created() {
-		return nil
-	}
+	s.arena = w.arena
 	records, err := s.arena.Recover()
-	if err != nil || len(records) == 0 {
-		return err
-	}
-	var started journal.Generation
-	for _, rep := range slots {
-		if rep != nil {
-			started = max(started, rep.Started())
-		}
-	}
-	if has := s.arena.Generation(); has < uint64(started) {
-		w.fail("the arena is of generation %d, %d was started", has, started)
-	}
-	s.held = &outlived{arena: s.arena, records: make([][]arena.Recovered, w.geometry.Shards)}
 	for _, r := range records {
 		if r.Err != nil {
 			w.fail("a record in the arena is damaged: %v", r.Err)
 		}
-		s.held.records[r.Record.Shard] = append(s.held.records[r.Record.Shard], r)
 	}
-	w.cover["records that outlived a kill"] += len(records)
-	return nil
+	return s.arena, err
 }
 
 // activate makes the shards and begins the generation.
@@ -261,15 +208,13 @@ func (s *server) activate() error {
 		}, g.Lanes[i], h)
 		s.hosts, s.shards, s.caches = append(s.hosts, h), append(s.shards, h.shard), append(s.caches, c)
 	}
-	if s.held != nil {
-		for i, records := range s.held.records {
-			s.adopt(i, records)
-		}
+	for i, records := range s.held.Records {
+		s.adopt(i, records)
 	}
 	for _, h := range s.shards {
 		h.Tick()
 	}
-	s.repairRotten()
+	g.EachRotten(func(i, slot int, lba journal.LBA) { s.readRotten(s.shards[i], slot, lba) }) // so that it is repaired
 	return nil
 }
 
@@ -303,20 +248,6 @@ func (s *server) checkRecovery() {
 			}
 			if r.Damage != nil || len(r.Rotten) > 0 {
 				s.w.fail("slot %d shard %d: %d blocks rotten, damage %v, but nothing was done to it", i, shard, len(r.Rotten), r.Damage)
-			}
-		}
-	}
-}
-
-// repairRotten reads what recovery found rotten, so that it is repaired.
-func (s *server) repairRotten() {
-	for i, lanes := range s.group.Lanes {
-		for slot, r := range lanes {
-			if r == nil {
-				continue
-			}
-			for _, rot := range r.Rotten {
-				s.readRotten(s.shards[i], slot, rot.LBA)
 			}
 		}
 	}
@@ -382,7 +313,7 @@ func (s *server) close() {
 	for i, sh := range s.shards {
 		sh.Inspect(func(v *shard.View) { w.checkPins(i, v) })
 	}
-	if err := errors.Join(closeAll(s.group.Slots), w.closeArena()); err != nil {
+	if err := errors.Join(s.group.Close(), w.closeArena()); err != nil {
 		w.fail("close: %v", err)
 	}
 	w.restartDisks(false)

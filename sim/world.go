@@ -175,7 +175,7 @@ func (w *world) run() {
 func (w *world) live() {
 	w.planFaults()
 	end, steps := w.drawEnd(), w.cfg.steps
-	if w.srv.held != nil && w.rng.IntN(4) == 0 { // while that is logged again
+	if w.srv.held.Records != nil && w.rng.IntN(4) == 0 { // while that is logged again
 		end, steps = endCut, 1+w.rng.IntN(60)
 	}
 	if !w.survives(func() {
