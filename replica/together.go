@@ -115,7 +115,8 @@ func (g *Group) isUnfit(shard uint16, slot int) bool {
 }
 
 // doWithout tells whether the shard has all that was acknowledged as durable
-// when nothing is taken from a slot that would rank best.
+// when nothing is taken from a slot that would rank best. What the arena holds
+// besides does not help: until it was logged again, a power cut would lose it.
 func (g *Group) doWithout(shard uint16, slot int, why error) bool {
 	if g.isUnfit(shard, slot) {
 		return false
@@ -124,7 +125,7 @@ func (g *Group) doWithout(shard uint16, slot int, why error) bool {
 	g.unfit[lane] = why
 	defer delete(g.unfit, lane)
 	all, best := g.rank(shard)
-	return all[best].usable && (g.silent(shard) < g.Quorum() || g.outlived(shard, all[best].lsn))
+	return all[best].usable && g.silent(shard) < g.Quorum()
 }
 
 // silent counts the lanes that may have made records durable of which they can
