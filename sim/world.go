@@ -163,6 +163,7 @@ func (w *world) run() {
 		w.fail("open a new volume: %v", err)
 	}
 	w.started = true
+	w.opened()
 	for range w.cfg.lives {
 		w.live()
 		w.damage()
