@@ -45,6 +45,51 @@ func TestModelFindsWhatIsLost(t *testing.T) {
 			m.crash(true)
 			return content(0)
 		}, true},
+		{"what outlived a kill, lost with the power", func(m *model) []byte {
+			write(m, whole, false)
+			m.crash(false)
+			m.crash(true)
+			return content(0)
+		}, true},
+		{"the same, read in between", func(m *model) []byte {
+			write(m, whole, false)
+			m.crash(false)
+			if err := m.check(1, content(1)); err != nil {
+				t.Error(err)
+			}
+			m.crash(true)
+			return content(0)
+		}, true},
+		{"what outlived a kill and was flushed, lost with the power", func(m *model) []byte {
+			write(m, whole, false)
+			m.crash(false)
+			m.flushed(m.now())
+			m.crash(true)
+			return content(0)
+		}, false},
+		{"the same, read in between", func(m *model) []byte {
+			write(m, whole, false)
+			m.crash(false)
+			if err := m.check(1, content(1)); err != nil {
+				t.Error(err)
+			}
+			m.flushed(m.now())
+			m.crash(true)
+			return content(0)
+		}, false},
+		{"what outlived a kill, lost in the next", func(m *model) []byte {
+			write(m, whole, false)
+			m.crash(false)
+			m.crash(false)
+			return content(0)
+		}, false},
+		{"what was durable before a kill, lost with the power", func(m *model) []byte {
+			write(m, whole, true)
+			write(m, whole, false)
+			m.crash(false)
+			m.crash(true)
+			return content(0)
+		}, false},
 		{"write in flight applied", func(m *model) []byte { m.claim(whole); m.begin(whole, false); m.crash(false); return content(1) }, true},
 		{"write in flight torn", func(m *model) []byte { m.claim(whole); m.begin(whole, false); m.crash(false); return content(1, 0) }, false},
 		{"half a block written", func(m *model) []byte { write(m, whole, false); write(m, half, false); return content(2, 1) }, true},

@@ -40,6 +40,7 @@ type block struct {
 	history []acked // [0] is durable, the last is what a read returns
 	pending *state  // what the write in flight makes of it
 	allowed []state // after a crash, until it was read: one of these
+	older   []acked // after a kill: what a power cut may bring back, until a flush
 }
 
 // model is safe for concurrent use.
@@ -146,6 +147,7 @@ func (m *model) flushed(at uint64) {
 	defer m.mu.Unlock()
 	for i := range m.dirty {
 		b := &m.blocks[i]
+		b.older = nil // what outlived the kill is covered, too
 		keep := 0
 		for k, h := range b.history {
 			if h.at <= at {
@@ -161,20 +163,32 @@ func (m *model) flushed(at uint64) {
 
 // crash notes that the server died with nothing more to come of what was in
 // flight. What was acknowledged is kept unless the power went, too; then what
-// was durable is kept, and of the rest each block has any one state.
+// was durable is kept, and of the rest each block has any one state. What
+// outlives a kill is no more durable than it was: until the next flush, a power
+// cut may still take it.
 func (m *model) crash(powerLost bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i := range m.blocks {
 		b := &m.blocks[i]
 		b.busy = false
-		if b.allowed != nil || (b.pending == nil && len(b.history) == 1) {
-			continue // a state that was not read yet stays as unknown as it was
+		if b.allowed != nil { // a state that was not read yet stays as unknown as it was, or more so
+			if powerLost {
+				for _, h := range b.older {
+					b.allowed = append(b.allowed, h.state)
+				}
+				b.older = nil
+			}
+			continue
+		}
+		if b.pending == nil && len(b.history) == 1 {
+			continue
 		}
 		from := len(b.history) - 1
 		if powerLost {
 			from = 0
 		}
+		b.older = append([]acked(nil), b.history[:from]...)
 		for _, h := range b.history[from:] {
 			b.allowed = append(b.allowed, h.state)
 		}
@@ -183,12 +197,16 @@ func (m *model) crash(powerLost bool) {
 			b.pending = nil
 		}
 	}
-	clear(m.dirty)
+	for i := range m.dirty {
+		if m.blocks[i].older == nil {
+			delete(m.dirty, i)
+		}
+	}
 }
 
 // check compares what was read of claimed blocks with what may be there. What
-// is found after a crash was made durable before the server served again, and
-// counts from then on.
+// is found after a power cut was made durable before the server served again,
+// and counts from then on.
 func (m *model) check(first int, data []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -215,7 +233,11 @@ func (b *block) settle(found state) error {
 	for _, a := range b.allowed {
 		if found == a {
 			b.allowed = nil
-			b.history = []acked{{state: found}}
+			b.history = append(b.older, acked{state: found})
+			if n := len(b.older); n > 0 { // acknowledged before the kill, so the next flush covers it
+				b.history[n].at = b.older[n-1].at
+			}
+			b.older = nil
 			return nil
 		}
 	}
