@@ -44,9 +44,11 @@ func (s *slot) queue(run func()) {
 func (s *slot) Prepare(p *journal.Prepare) { s.queue(func() { s.rep.RunPrepare(p) }) }
 func (s *slot) Load(l *journal.Load)       { s.queue(func() { s.rep.RunLoad(l) }) }
 func (s *slot) Commit(c *journal.Commit)   { s.queue(func() { s.rep.RunCommit(c) }) }
-func (s *slot) Clean(c *journal.Clean)     { s.queue(func() { s.w.cover["pieces cleaned"]++; s.rep.RunClean(c) }) }
-func (s *slot) Kick(uint16)                {}
-func (s *slot) Read(r *journal.Read)       { s.queue(func() { s.rep.RunRead(r) }) }
+func (s *slot) Clean(c *journal.Clean) {
+	s.queue(func() { s.w.cover["pieces cleaned"]++; s.rep.RunClean(c) })
+}
+func (s *slot) Kick(uint16)          {}
+func (s *slot) Read(r *journal.Read) { s.queue(func() { s.rep.RunRead(r) }) }
 
 func (s *slot) Recycle(segments []uint32) {
 	s.w.cover["segments recycled"] += len(segments)
