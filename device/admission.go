@@ -295,7 +295,11 @@ func (l *line) wake(now time.Duration) time.Duration {
 	at := l.soonest
 	for i := range l.gates {
 		if g := &l.gates[i]; len(g.flows) > 0 {
-			if opens := g.opens(now, l.supply.pressure(g.shard)); opens > now {
+			opens := g.opens(now, l.supply.pressure(g.shard))
+			if opens <= now && !l.starved {
+				opens = now + pollEvery // it opened after it was asked
+			}
+			if opens > now {
 				at = min(at, opens)
 			}
 		}
