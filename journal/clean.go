@@ -360,7 +360,11 @@ func (l *Lane) StopCleaning() { l.cleaner.stop = true }
 // cleanStep moves the cleaner on.
 func (l *Lane) cleanStep(now time.Duration) {
 	c := &l.cleaner
-	if c.op.busy || l.cfg.Policy == nil {
+	if l.cfg.Policy == nil {
+		return
+	}
+	c.pressure = l.cfg.Policy.Pressure(l.usage()) // also while the cleaner hangs
+	if c.op.busy {
 		return
 	}
 	switch c.phase {
@@ -387,12 +391,18 @@ func (l *Lane) cleanDue(now time.Duration) bool {
 	return true
 }
 
-// table describes the lane to its policy.
-func (l *Lane) table() Table {
+// usage describes the lane to its policy, without the segments that may be cleaned.
+func (l *Lane) usage() Table {
 	t := Table{Share: l.cfg.ShareBlocks, Live: l.segments.live, Last: l.written, SegmentBlocks: int64(l.cfg.SegmentBlocks), Segments: len(l.segments.order)}
 	if l.ready != nil || l.preparing.busy {
 		t.Segments++
 	}
+	return t
+}
+
+// table describes the lane to its policy.
+func (l *Lane) table() Table {
+	t := l.usage()
 	for _, s := range l.segments.order {
 		if s.state == segmentSealed && s.lastLSN <= l.durable && s.live > 0 && !s.stuck && s.pins == 0 {
 			t.Sealed = append(t.Sealed, SegmentUse{Index: s.index, Life: s.life, Used: s.used, Live: uint32(s.live), Last: s.lastLSN, Cold: s.previous == s.life})

@@ -11,7 +11,7 @@ const (
 	maxOutstanding  = 3                      // operations handed to the executor
 	maxSyncing      = 1                      // of them, for small durable batches: what waits meanwhile goes in one
 	batchBytes      = 1 << 20                // a batch goes out when this much waits
-	batchDelay      = 4 * time.Millisecond   // or when its first record has waited this long
+	batchDelay      = 10 * time.Millisecond  // or when its first record has waited this long
 	syncBytes       = 8 << 20                // unsynced bytes after which the lane syncs by itself
 	syncDelay       = 500 * time.Millisecond // or the time after which it does
 	markDelay       = 100 * time.Millisecond // idle time before the last mark
