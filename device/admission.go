@@ -83,6 +83,7 @@ type gate struct {
 	ranged bool
 	flows  []*flow // of the clients who wait
 	turn   int     // whose flow is served next
+	shut   bool    // when it was last asked: there was too little log space
 	log    *logSpace
 }
 
@@ -120,7 +121,7 @@ func (l *line) gate(t ticket) *gate {
 // wait, behind others, for log space, or for pages.
 func (l *line) enter(now time.Duration, p *part) bool {
 	g := l.gate(p.ticket)
-	if len(g.flows) > 0 || !l.admits(g, now) || !l.supply.take(p) {
+	if len(g.flows) > 0 || g.opens(now, l.supply.pressure(g.shard)) > now || !l.mayTake(g) || !l.supply.take(p) {
 		return false
 	}
 	l.count(g, now, p)
@@ -162,7 +163,11 @@ func (l *line) next(now time.Duration) *part {
 	for i := range l.gates {
 		at := (first + i) % len(l.gates)
 		g := &l.gates[at]
-		if len(g.flows) == 0 || !l.admits(g, now) {
+		if len(g.flows) == 0 {
+			continue
+		}
+		g.shut = g.opens(now, l.supply.pressure(g.shard)) > now
+		if g.shut || !l.mayTake(g) {
 			continue
 		}
 		p := g.flows[g.turn].parts[0]
@@ -184,12 +189,10 @@ func (l *line) next(now time.Duration) *part {
 	return nil
 }
 
-// admits tells whether a part may enter at the gate if it gets pages.
-func (l *line) admits(g *gate, now time.Duration) bool {
-	if l.starved && (!g.ranged || l.passed >= l.reserve) {
-		return false
-	}
-	return g.opens(now, l.supply.pressure(g.shard)) <= now
+// mayTake tells whether parts at the gate may ask for pages: not while a write
+// waits for some, but for the reserve.
+func (l *line) mayTake(g *gate) bool {
+	return !l.starved || g.ranged && l.passed < l.reserve
 }
 
 // count takes note of a part that enters.
@@ -290,18 +293,14 @@ func (l *line) any() *part {
 }
 
 // wake returns when to look again though nothing has happened: at the next
-// deadline, or earlier for those who wait for log space. The line is not empty.
+// deadline, or earlier for those who waited for log space when next last looked;
+// at once when there is some meanwhile. Who waits for pages is woken when pages
+// are freed. The line is not empty.
 func (l *line) wake(now time.Duration) time.Duration {
 	at := l.soonest
 	for i := range l.gates {
-		if g := &l.gates[i]; len(g.flows) > 0 {
-			opens := g.opens(now, l.supply.pressure(g.shard))
-			if opens <= now && !l.starved {
-				opens = now + pollEvery // it opened after it was asked
-			}
-			if opens > now {
-				at = min(at, opens)
-			}
+		if g := &l.gates[i]; len(g.flows) > 0 && g.shut {
+			at = min(at, g.opens(now, l.supply.pressure(g.shard)))
 		}
 	}
 	return at

@@ -111,7 +111,7 @@ func (c *crowd) entered(p *part, free int) {
 }
 
 // serve does what the door's goroutine does.
-func (c *crowd) serve() {
+func (c *crowd) serve(r *rand.Rand) {
 	for {
 		p, err := c.line.expired(c.now)
 		if p == nil {
@@ -137,7 +137,7 @@ func (c *crowd) serve() {
 		c.left(p)
 		c.entered(p, free)
 	}
-	c.nobodyForgotten()
+	c.nobodyForgotten(r)
 }
 
 // left takes a part out of the model.
@@ -192,21 +192,31 @@ func (c *crowd) inTurn(p *part) {
 }
 
 // nobodyForgotten holds that whoever still waits has a reason to, and that the
-// line is looked at again in time.
-func (c *crowd) nobodyForgotten() {
+// line is looked at again in time, also when time passes or the pressure changes
+// before the door's goroutine rests.
+func (c *crowd) nobodyForgotten(r *rand.Rand) {
 	if len(c.waiting) == 0 {
 		return
 	}
+	for p := range c.waiting {
+		if c.store.level[p.shard] == 0 && c.store.free >= c.store.reserve+64 {
+			c.t.Fatalf("a part waits for nothing: %+v", p.ticket)
+		}
+	}
+	if r.IntN(4) == 0 {
+		c.now += time.Duration(r.IntN(int(2 * time.Millisecond)))
+	}
+	c.press(r)
 	wake := c.line.wake(c.now)
 	for p := range c.waiting {
 		level := c.store.level[p.shard]
 		switch {
 		case p.Deadline < wake:
 			c.t.Fatalf("it wakes %v after a deadline", wake-p.Deadline)
-		case level > 0 && level < shard.Full && !p.ranged && wake > c.now+pollEvery && !c.line.starved:
+		case level > 0 && !p.ranged && wake > c.now+pollEvery && !c.line.starved:
 			c.t.Fatalf("it wakes after %v although somebody waits for log space", wake-c.now)
-		case level == 0 && c.store.free >= c.store.reserve+64:
-			c.t.Fatalf("a part waits for nothing: %+v", p.ticket)
+		case level == 0 && c.store.free >= c.store.reserve+64 && wake > c.now:
+			c.t.Fatalf("it wakes after %v although log space came", wake-c.now)
 		}
 	}
 }
@@ -235,11 +245,11 @@ func TestLine(t *testing.T) {
 					c.press(r)
 				}
 				if r.IntN(4) > 0 { // who comes may come before the door looks
-					c.serve()
+					c.serve(r)
 				}
 			}
 			c.now += 2 * crowdDeadline
-			c.serve()
+			c.serve(r)
 			if len(c.waiting) > 0 {
 				t.Fatalf("%d parts are left behind all deadlines", len(c.waiting))
 			}
