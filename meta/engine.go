@@ -120,6 +120,9 @@ func openEngine(dir string, opt BadgerOptions) (e *engine, err error) {
 // replays from its logs may be known to the page cache alone (a failed sync
 // leaves it so), and closing writes it anew, into synced tables.
 func (e *engine) openBadger() error {
+	if err := e.removeUnbegun(); err != nil {
+		return err
+	}
 	crashed, err := e.memoryLogs()
 	if err != nil {
 		return err
@@ -476,6 +479,27 @@ func (e *engine) memoryLogs() (string, error) {
 		}
 	}
 	return strings.Join(names, " "), nil
+}
+
+// removeUnbegun removes write-ahead logs of no length: a process that is killed
+// between making the file and giving it a size leaves one, and Badger does not
+// open a database that has one. Nothing was ever in it.
+func (e *engine) removeUnbegun() error {
+	logs, err := e.memoryLogs()
+	if err != nil {
+		return err
+	}
+	for _, name := range strings.Fields(logs) {
+		path := filepath.Join(e.badgerDir(), name)
+		info, err := os.Stat(path)
+		if err == nil && info.Size() == 0 {
+			err = os.Remove(path)
+		}
+		if err != nil {
+			return fmt.Errorf("badger: a log that was never begun: %w", err)
+		}
+	}
+	return nil
 }
 
 // syncDirectories makes the names of fresh files durable, which Badger leaves
