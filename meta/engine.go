@@ -129,6 +129,7 @@ func (e *engine) openBadger() error {
 	}
 	for {
 		if e.db, err = badger.Open(badgerOptions(e.badgerDir(), e.opt)); err != nil {
+			e.db = nil // what Badger returns with an error is closed already, and panics when it is again
 			return e.explainOpen(err)
 		}
 		if crashed == "" {
@@ -481,19 +482,21 @@ func (e *engine) memoryLogs() (string, error) {
 	return strings.Join(names, " "), nil
 }
 
-// removeUnbegun removes write-ahead logs of no length: a process that is killed
-// between making the file and giving it a size leaves one, and Badger does not
-// open a database that has one. Nothing was ever in it.
+// removeUnbegun removes logs of no length: a process that is killed between
+// making the file and giving it a size leaves one, and Badger does not open a
+// database that has one. Nothing was ever in it.
 func (e *engine) removeUnbegun() error {
-	logs, err := e.memoryLogs()
+	entries, err := os.ReadDir(e.badgerDir())
 	if err != nil {
-		return err
+		return fmt.Errorf("list badger's files: %w", err)
 	}
-	for _, name := range strings.Fields(logs) {
-		path := filepath.Join(e.badgerDir(), name)
-		info, err := os.Stat(path)
+	for _, entry := range entries {
+		if kind := filepath.Ext(entry.Name()); kind != ".mem" && kind != ".vlog" {
+			continue
+		}
+		info, err := entry.Info()
 		if err == nil && info.Size() == 0 {
-			err = os.Remove(path)
+			err = os.Remove(filepath.Join(e.badgerDir(), entry.Name()))
 		}
 		if err != nil {
 			return fmt.Errorf("badger: a log that was never begun: %w", err)

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestUnbegunLog: a process that is killed while Badger makes a write-ahead log
-// leaves an empty file, beside the log before it. The store opens, with all that
+// TestUnbegunLog: a process that is killed while Badger makes a log, of either
+// kind, leaves an empty file, beside the log before it. The store opens, with all that
 // was committed.
 func TestUnbegunLog(t *testing.T) {
 	dir := t.TempDir()
@@ -23,8 +23,10 @@ func TestUnbegunLog(t *testing.T) {
 	if err != nil || len(logs) == 0 {
 		t.Fatalf("the killed helper has left no log: %v", err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "badger", "00099.mem"), nil, 0o600); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"00099.mem", "000099.vlog"} {
+		if err := os.WriteFile(filepath.Join(dir, "badger", name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	s = mustStart(t, testHelper(dir))
 	values, err := s.Load(t.Context(), [][]byte{[]byte("key")})
