@@ -215,12 +215,29 @@ func flip(t *testing.T, v *volume, k *killer, slot int, flipped map[int]int) {
 			if _, done := flipped[index]; !ok || done {
 				continue
 			}
-			writeByte(t, path, int64(at)+1000, data[at+1000]^0x10)
+			flipCopies(t, segments, data[at:][:blockSize])
 			flipped[index] = slot
 			return
 		}
 	}
 	t.Fatalf("no block of the volume is in the log of slot %d", slot)
+}
+
+// flipCopies flips a byte of every copy of a block in the log: the cleaner, and
+// what is logged again after a kill, leave dead ones behind.
+func flipCopies(t *testing.T, segments []string, block []byte) {
+	t.Helper()
+	for _, path := range segments {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for at := 0; at+blockSize <= len(data); at += blockSize {
+			if bytes.Equal(data[at:][:blockSize], block) {
+				writeByte(t, path, int64(at)+1000, data[at+1000]^0x10)
+			}
+		}
+	}
 }
 
 // current tells which block has exactly this content now, if one has.
