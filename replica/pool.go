@@ -3,6 +3,7 @@ package replica
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -73,7 +74,9 @@ func (p *pool) place(segment uint32) (file uint32, base int64) {
 	return segment / p.perFile, int64(segment%p.perFile) * p.segmentBytes()
 }
 
-// discover counts the log files that exist. Their names are consecutive.
+// discover counts the log files that exist. Their names are consecutive. The
+// last one is left out when it is too short: a kill has cut its making short, and
+// nothing was ever in it.
 func (p *pool) discover() error {
 	names, err := p.fs.List(logDir)
 	if err != nil {
@@ -85,7 +88,18 @@ func (p *pool) discover() error {
 		}
 	}
 	p.files = uint32(len(names))
-	return nil
+	if p.files == 0 {
+		return nil
+	}
+	f, err := p.fs.Open(fileName(p.files - 1))
+	if err != nil {
+		return fmt.Errorf("the last log file: %w", err)
+	}
+	size, err := f.Size()
+	if size < p.segmentBytes()*int64(p.perFile) {
+		p.files--
+	}
+	return errors.Join(err, f.Close())
 }
 
 // segments returns how many segments exist.
@@ -177,7 +191,7 @@ func (p *pool) grow(zero bool) error {
 	}
 	file := p.files
 	p.mu.Unlock()
-	f, err := p.fs.Create(fileName(file), p.segmentBytes()*int64(p.perFile))
+	f, err := p.create(fileName(file))
 	if err != nil {
 		return err
 	}
@@ -196,6 +210,19 @@ func (p *pool) grow(zero bool) error {
 		p.state[segment] = segmentUse{free: true, written: zero}
 	}
 	return nil
+}
+
+// create makes a log file, in place of one whose making was cut short.
+func (p *pool) create(name string) (disk.File, error) {
+	size := p.segmentBytes() * int64(p.perFile)
+	f, err := p.fs.Create(name, size)
+	if !errors.Is(err, fs.ErrExist) {
+		return f, err
+	}
+	if err := p.fs.Remove(name); err != nil {
+		return nil, err
+	}
+	return p.fs.Create(name, size)
 }
 
 // fill gives the last hole blocks again.
