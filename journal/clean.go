@@ -36,7 +36,7 @@ type Table struct {
 	Live          int64 // blocks that the map names
 	Last          LSN   // of the last record
 	SegmentBlocks int64
-	Segments      int          // all that the lane holds, prepared and dead ones included
+	Segments      int          // all that the lane holds or has accepted for, prepared and dead ones included
 	Sealed        []SegmentUse // those that may be cleaned
 }
 
@@ -160,6 +160,7 @@ func (l *Lane) usage() Table {
 	if l.ready != nil || l.preparing.busy {
 		t.Segments++
 	}
+	t.Segments += int(l.BacklogBytes() / (uint64(l.cfg.SegmentBlocks) * BlockSize)) // accepted, on its way
 	return t
 }
 
