@@ -293,7 +293,9 @@ func (g *Group) adopt(i int, s *Slot) error {
 		}
 	}
 	s.headers = nil
-	s.pool.seed(inUse, written, life+lifeMargin)
+	if err := s.pool.seed(inUse, written, life+lifeMargin); err != nil {
+		return err
+	}
 	return s.syncLog(adopted)
 }
 

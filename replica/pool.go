@@ -107,8 +107,14 @@ func (p *pool) segments() uint32 { return p.files * p.perFile }
 
 // seed makes every segment free that is not in use, and lives begin above
 // life. written are the segments that hold something; of the others nobody
-// knows whether they have blocks.
-func (p *pool) seed(inUse, written []uint32, life uint32) {
+// knows whether they have blocks. A segment in use that does not exist is
+// damage: a log file was cut short.
+func (p *pool) seed(inUse, written []uint32, life uint32) error {
+	for _, s := range inUse {
+		if s >= p.segments() {
+			return fmt.Errorf("segment %d is in use, the log has %d: %w", s, p.segments(), journal.ErrDamaged)
+		}
+	}
 	for _, s := range written {
 		p.state[s] = segmentUse{written: true}
 	}
@@ -131,6 +137,7 @@ func (p *pool) seed(inUse, written []uint32, life uint32) {
 		}
 	}
 	p.life = max(p.life, life)
+	return nil
 }
 
 // taker is who takes a segment.

@@ -38,7 +38,12 @@ func TestFileCutShort(t *testing.T) {
 	for s := range p.perFile {
 		all = append(all, s)
 	}
-	p.seed(all, all, 1)
+	if err := p.seed(append(all, p.perFile), all, 1); !errors.Is(err, journal.ErrDamaged) {
+		t.Fatalf("a segment in a file that is too short is in use: %v", err)
+	}
+	if err := p.seed(all, all, 1); err != nil {
+		t.Fatal(err)
+	}
 	s, _, _, err := p.take(cleaner)
 	if err != nil || s != p.perFile {
 		t.Fatalf("segment %d, %v", s, err)
