@@ -2,7 +2,6 @@ package shard
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
 	"trivet/arena"
@@ -332,19 +331,29 @@ func (c *core) takeRotten(slot int, l *journal.Lane) {
 // pressure is how short of log space the quorum is: a slot that alone is short
 // does not count.
 func (c *core) pressure() int {
-	var all []int
-	var few [journal.MaxSlots]int
-	all = few[:0]
+	var lanes [journal.MaxSlots]int
+	live := 0
 	for i, l := range c.lanes {
 		if c.live[i] {
-			all = append(all, l.Pressure())
+			lanes[live] = l.Pressure()
+			live++
 		}
 	}
-	if len(all) < c.cfg.Quorum {
+	return quorumPressure(lanes[:live], c.cfg.Quorum)
+}
+
+// quorumPressure returns the lowest pressure that a quorum of the live lanes
+// does not exceed; 0 without a quorum. It puts the lanes in ascending order.
+func quorumPressure(live []int, quorum int) int {
+	if len(live) < quorum {
 		return 0
 	}
-	slices.Sort(all)
-	return all[c.cfg.Quorum-1]
+	for i := range live {
+		for j := i; j > 0 && live[j] < live[j-1]; j-- {
+			live[j], live[j-1] = live[j-1], live[j]
+		}
+	}
+	return live[quorum-1]
 }
 
 // stallBudget is shorter once the lane holds up everybody: it then pins
