@@ -108,12 +108,8 @@ func (f *memoryFile) loseUnsynced() {
 func (f *memoryFile) Zero(off, length int64) error {
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
-	err := f.usable()
-	if err == nil {
-		err = checkZero(off, length, f.data.size)
-	}
-	if err != nil {
-		return fmt.Errorf("zero %s: %w", f.name, err)
+	if err := f.checkRange("zero", off, length); err != nil {
+		return err
 	}
 	f.data.zero(off, length)
 	return nil
@@ -122,16 +118,21 @@ func (f *memoryFile) Zero(off, length int64) error {
 // Deallocate implements File.
 func (f *memoryFile) Deallocate(off, length int64) error { return f.Zero(off, length) }
 
-// Allocate implements File.
+// Allocate implements File. A file has had all of its space since Create.
 func (f *memoryFile) Allocate(off, length int64) error {
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
+	return f.checkRange("allocate", off, length)
+}
+
+// checkRange returns why op cannot be done to a range; needs fs.mu.
+func (f *memoryFile) checkRange(op string, off, length int64) error {
 	err := f.usable()
 	if err == nil {
 		err = checkZero(off, length, f.data.size)
 	}
 	if err != nil {
-		return fmt.Errorf("allocate %s: %w", f.name, err)
+		return fmt.Errorf("%s %s: %w", op, f.name, err)
 	}
 	return nil
 }
