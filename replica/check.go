@@ -42,7 +42,10 @@ func Check(slots []*Slot, report CheckReport) error {
 			}
 		}
 	})
-	c.vouch()
+	g.vouch(func(l journal.LaneID, err error) {
+		c.Found(int(l.Slot), fmt.Sprintf("shard %d", l.Shard), err)
+		g.Lanes[l.Shard][l.Slot] = nil
+	})
 	for shard := range g.Lanes {
 		c.shard(uint16(shard))
 	}
@@ -75,23 +78,6 @@ func (c *checker) superblock(i int, s *Slot) {
 		c.Note(i, "is blank: the next start copies everything to it")
 	case s.super.Started < newest:
 		c.Note(i, fmt.Sprintf("last took part in generation %d, its peers in %d", s.super.Started, newest))
-	}
-}
-
-// vouch tells every lane what any lane of its shard knows to be durable there.
-func (c *checker) vouch() {
-	for shard, lanes := range c.Lanes {
-		for range lanes { // what a lane learns may vouch for another
-			for i, r := range lanes {
-				if r == nil {
-					continue
-				}
-				if err := r.Vouch(c.known(shard, i)); err != nil {
-					c.Found(i, fmt.Sprintf("shard %d", shard), err)
-					lanes[i] = nil
-				}
-			}
-		}
 	}
 }
 

@@ -205,7 +205,7 @@ func (g *Group) recoverSlots() error {
 			g.exclude(i, failed[i])
 		}
 	})
-	g.vouch()
+	g.vouch(func(l journal.LaneID, err error) { g.exclude(int(l.Slot), fmt.Errorf("shard %d: %w", l.Shard, err)) })
 	g.each(func(i int, s *Slot) {
 		if err := g.adopt(i, s); err != nil {
 			g.exclude(i, err)
@@ -237,8 +237,10 @@ func (g *Group) recoverSlot(i int, s *Slot) error {
 	return nil
 }
 
-// vouch tells every lane what any lane of its shard knows to be durable there.
-func (g *Group) vouch() {
+// vouch tells every lane what any lane of its shard knows to be durable there,
+// and calls failed for each that could not be replayed up to there. failed takes
+// that lane out of g.Lanes.
+func (g *Group) vouch(failed func(journal.LaneID, error)) {
 	for shard, lanes := range g.Lanes {
 		for range lanes { // what a lane learns may vouch for another
 			for i, r := range lanes {
@@ -246,7 +248,7 @@ func (g *Group) vouch() {
 					continue
 				}
 				if err := r.Vouch(g.known(shard, i)); err != nil {
-					g.exclude(i, fmt.Errorf("shard %d: %w", shard, err))
+					failed(journal.LaneID{Slot: journal.SlotID(i), Shard: uint16(shard)}, err)
 				}
 			}
 		}
