@@ -108,7 +108,8 @@ func (l *lane) next() {
 }
 
 // reaped takes what the kernel did of an append. A part of it, or nothing, for
-// it would have had to wait or the filesystem cannot, is no failure: it is written again from the start.
+// it would have had to wait or the filesystem cannot, is no failure: it is
+// written again from the start.
 func (l *lane) reaped(op *journal.IO, err error) {
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, io.ErrUnexpectedEOF) {
 		l.hand(op)
