@@ -126,9 +126,12 @@ type Counters struct {
 	CacheMisses uint64 `json:"cache_misses"` // blocks
 }
 
-// Latency holds percentiles of one operation's time from submit to completion.
+// Latency holds percentiles of one operation's time from submit to completion,
+// over the last 10 to 20 s. An operation that nobody asked for in that time has
+// none.
 type Latency struct {
-	Op          string  `json:"op"`
+	Op          string  `json:"op"`    // read, write, flush, trim, zero
+	Count       uint64  `json:"count"` // of requests that these are the percentiles of
 	P50Seconds  float64 `json:"p50_seconds"`
 	P99Seconds  float64 `json:"p99_seconds"`
 	P999Seconds float64 `json:"p999_seconds"`

@@ -48,7 +48,7 @@ func (fixed) Status() Status {
 			Reads: 1, Writes: 2, Flushes: 3, Trims: 4, ReadBytes: 5, WriteBytes: 6,
 			ReadErrors: 7, WriteErrors: 8, FlushErrors: 9, CacheHits: 10, CacheMisses: 11,
 		},
-		Latencies: []Latency{{Op: "read", P50Seconds: 0.001, P99Seconds: 0.002, P999Seconds: 0.003, MaxSeconds: 0.25}},
+		Latencies: []Latency{{Op: "read", Count: 4, P50Seconds: 0.001, P99Seconds: 0.002, P999Seconds: 0.003, MaxSeconds: 0.25}},
 		Arena:     Arena{Kind: "shared", SizeBytes: 64, FreeBytes: 32},
 		Cache:     Cache{SizeBytes: 128, UsedBytes: 1},
 		Process:   []Check{{Name: "io-flusher", OK: true}, {Name: "memory-lock", Note: "no"}},

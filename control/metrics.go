@@ -43,7 +43,7 @@ var (
 	requestsDesc = desc("requests_total", "Requests completed, failed ones included.", "op")
 	bytesDesc    = desc("request_bytes_total", "Bytes read and written by clients.", "op")
 	errorsDesc   = desc("request_errors_total", "Requests that completed with an error.", "op")
-	latencyDesc  = desc("latency_seconds", "Time from submit to completion, by quantile; 1 is the maximum.", "op", "quantile")
+	latencyDesc  = desc("latency_seconds", "Time from submit to completion over the last 10 to 20 s, by quantile; 1 is the maximum.", "op", "quantile")
 
 	cacheHitsDesc   = desc("cache_hits_total", "Blocks read from the block cache.")
 	cacheMissesDesc = desc("cache_misses_total", "Blocks that had to be read from a log.")

@@ -51,6 +51,8 @@ type Device struct {
 	arenaPages uint64
 	held       *replica.Held // what the last server left in the arena; for Open alone
 
+	latencies latencies
+
 	door     door
 	parts    sync.Pool // *part
 	inflight atomic.Int64

@@ -19,6 +19,7 @@ type Snapshot struct {
 	Inflight   int   // requests
 	Slots      []SlotSnapshot
 	Counters   shard.Counters
+	Latencies  []Latency // by Op; of kinds that there were none of lately, none
 	ArenaKind  string
 	ArenaNote  string
 	ArenaBytes uint64
@@ -49,7 +50,7 @@ func (d *Device) Snapshot() Snapshot {
 	s := Snapshot{
 		Geometry: d.group.Geometry, Generation: d.group.Generation, Inflight: int(d.inflight.Load()),
 		ArenaKind: d.arenaKind, ArenaNote: d.arenaNote, ArenaBytes: d.arenaPages * arena.PageSize,
-		CacheBytes: d.cacheBytes, Errors: d.events.counts(),
+		CacheBytes: d.cacheBytes, Errors: d.events.counts(), Latencies: d.latencies.recent(d.now()),
 	}
 	live := d.membership.Live()
 	for i := range d.group.Replicas {

@@ -16,7 +16,8 @@ const maxRound = 64
 // state is the device's part of a request.
 type state struct {
 	device  *Device
-	until   time.Duration // deadline of the whole request, on the shards' clock
+	began   time.Duration // on the shards' clock, as until is
+	until   time.Duration // deadline of the whole request
 	next    uint64        // first byte that no part covers yet
 	end     uint64        // first byte behind the request
 	pending atomic.Int32  // parts of this round under way, plus one while it is being submitted
@@ -61,7 +62,8 @@ func (d *Device) Post(r *Request) {
 	}
 	s := &r.device
 	s.device, s.next, s.end = d, r.Offset, r.Offset+uint64(r.Length)
-	s.until = d.now() + d.opt.Deadline
+	s.began = d.now()
+	s.until = s.began + d.opt.Deadline
 	s.failed.Store(nil)
 	r.Extents = r.Extents[:0]
 	if err := d.check(r); err != nil {
@@ -282,6 +284,8 @@ func (d *Device) complete(r *Request) {
 	if failed := r.device.failed.Load(); failed != nil {
 		r.Err = translate(*failed)
 	}
+	now := d.now()
+	d.latencies.note(r.Op, d.shardOf(r.Offset), now, now-r.device.began)
 	d.leave(r)
 }
 

@@ -44,7 +44,7 @@ func sampled(seconds int) sample {
 				Reads: 1000 * n, Writes: 2000 * n, Flushes: 10 * n, ReadBytes: 4096000 * n, WriteBytes: 8192000 * n,
 				WriteErrors: n, CacheHits: 900 * n, CacheMisses: 100 * n,
 			},
-			Latencies: []control.Latency{{Op: "write", P50Seconds: 45e-6, P99Seconds: 0.0012, P999Seconds: 0.02, MaxSeconds: 1.5}},
+			Latencies: []control.Latency{{Op: "write", Count: 31234, P50Seconds: 45e-6, P99Seconds: 0.0012, P999Seconds: 0.02, MaxSeconds: 1.5}},
 			Arena:     control.Arena{Kind: "shared", SizeBytes: 64 << 20, FreeBytes: 60 << 20},
 			Cache:     control.Cache{SizeBytes: 128 << 20, UsedBytes: 1 << 20},
 			Process:   []control.Check{{Name: "io-flusher", Note: "not granted"}, {Name: "memory-lock", OK: true}},

@@ -98,6 +98,9 @@ func (v volume) Status() control.Status {
 		Arena: control.Arena{Kind: s.ArenaKind, Note: s.ArenaNote, SizeBytes: s.ArenaBytes, FreeBytes: s.ArenaFree},
 		Cache: control.Cache{SizeBytes: s.CacheBytes, UsedBytes: s.CacheUsed},
 	}
+	for _, l := range s.Latencies {
+		out.Latencies = append(out.Latencies, latencyStatus(l))
+	}
 	for _, slot := range s.Slots {
 		if !slot.Live {
 			out.State = control.Degraded
@@ -109,6 +112,20 @@ func (v volume) Status() control.Status {
 		out.State, out.Reason = control.Stopped, s.Stopped.Error()
 	}
 	return out
+}
+
+// latencySpan is what latencies look back on, for people.
+var latencySpan = fmt.Sprintf("%.0f to %.0f s", device.LatencyWindow.Seconds(), 2*device.LatencyWindow.Seconds())
+
+func latencyStatus(l device.Latency) control.Latency {
+	op := l.Op.String()
+	if l.Op == device.WriteZeroes {
+		op = "zero" // as the parts of such a request are called
+	}
+	return control.Latency{
+		Op: op, Count: l.Count,
+		P50Seconds: l.P50.Seconds(), P99Seconds: l.P99.Seconds(), P999Seconds: l.P999.Seconds(), MaxSeconds: l.Max.Seconds(),
+	}
 }
 
 // slotStatus describes one slot with its errors.

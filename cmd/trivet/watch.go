@@ -134,8 +134,9 @@ func printStatus(out io.Writer, s control.Status) {
 		fmt.Fprintf(out, "errors    %d reads, %d writes, %d flushes failed\n", c.ReadErrors, c.WriteErrors, c.FlushErrors)
 	}
 	for _, l := range s.Latencies {
-		fmt.Fprintf(out, "latency   %-6s %s median, %s 99%%, %s 99.9%%, %s at most\n", l.Op,
-			formatLatency(l.P50Seconds), formatLatency(l.P99Seconds), formatLatency(l.P999Seconds), formatLatency(l.MaxSeconds))
+		fmt.Fprintf(out, "latency   %-6s %s median, %s 99%%, %s 99.9%%, %s at most (%s in the last %s)\n", l.Op,
+			formatLatency(l.P50Seconds), formatLatency(l.P99Seconds), formatLatency(l.P999Seconds), formatLatency(l.MaxSeconds),
+			formatCount(float64(l.Count)), latencySpan)
 	}
 	for _, line := range slotLines(s) {
 		fmt.Fprintln(out, line)
