@@ -30,10 +30,10 @@ const (
 	// encodePages is how many pages one step encodes.
 	encodePages = 16
 	// emptySegments is how many segments without live blocks make a checkpoint
-	// worth while, which frees them; of a long log it is a 24th part. When the
+	// worth while, which frees them; of a long log it is a 44th part. When the
 	// lane is very short of space, one is enough.
-	emptySegments = 6
-	pressing      = 900
+	emptySegments = 4
+	pressing      = 1000
 	// emptyDelay is how long fewer of them wait for it.
 	emptyDelay = 5 * time.Second
 )
@@ -56,7 +56,7 @@ type checkpoint struct {
 // wanted tells whether a checkpoint is under way or due.
 func (c *checkpoint) wanted(l *Lane) bool {
 	return c.active || c.requested || c.since >= l.cfg.CheckpointBytes || l.blocks.dirty.len >= l.blocks.budget/2 ||
-		l.segments.empty >= max(emptySegments, len(l.segments.order)/24) || l.segments.empty > 0 && l.cleaner.pressure > pressing
+		l.segments.empty >= max(emptySegments, len(l.segments.order)/44) || l.segments.empty > 0 && l.cleaner.pressure >= pressing
 }
 
 // noteEmpty requests a checkpoint for a few empty segments after a while.

@@ -36,7 +36,8 @@ type Table struct {
 	Live          int64 // blocks that the map names
 	Last          LSN   // of the last record
 	SegmentBlocks int64
-	Segments      int          // all that the lane holds or has accepted for, prepared and dead ones included
+	Segments      int          // all that the lane holds or has accepted for, prepared and empty ones included
+	Empty         int          // those without live blocks, which a checkpoint will free
 	Sealed        []SegmentUse // those that may be cleaned
 }
 
@@ -55,19 +56,20 @@ type Move struct {
 	Err      error // the block could not be read: it stays where it is
 }
 
-// Clean is what a lane asks the cleaner's executor for: to list what segments
-// hold, or to copy blocks into a new segment.
+// Clean is what a lane asks the cleaner's executor for: to list what a segment
+// holds, or to copy blocks into a new segment.
 type Clean struct {
-	Lane  LaneID
-	Scan  []SegmentUse // not empty: list these into Moves
-	Moves []Move       // else: copy these, and set To or Err
-	Err   error
-	Done  func() // called by the executor, once
+	Lane   LaneID
+	Victim SegmentUse // with something used: list it
+	Listed []Move     // what the victim holds, or the part of it that was not looked at yet
+	Moves  []Move     // else: copy these, and set To or Err
+	Err    error
+	Done   func() // called by the executor, once
 
 	cfg        *Config
 	generation Generation
-	into       SegmentUse   // where the copies are
-	broken     []SegmentUse // could not be listed to their end
+	into       SegmentUse // where the copies are
+	broken     bool       // the victim could not be listed to its end
 	busy       bool
 }
 
@@ -79,7 +81,7 @@ type cleanPhase uint8
 
 const (
 	cleanIdle      cleanPhase = iota
-	cleanScanning             // the executor lists what the victims hold
+	cleanListing              // the executor lists what a victim holds
 	cleanFiltering            // the lane looks which of that is live
 	cleanSweeping             // the lane collects what lies scattered
 	cleanCopying              // the executor copies
@@ -90,25 +92,21 @@ const (
 type cleaning struct {
 	op        Clean
 	phase     cleanPhase
-	look      bool // the table has changed since the policy was last asked
-	stop      bool // no more: the lane is closing
-	at        int  // of op.Moves: the next to look at
-	kept      int  // of op.Moves: live ones, at the front
-	victims   []SegmentUse
-	cursor    Region // sweep: the next region
-	moved     bool   // the log has grown since the sweep last began
+	look      bool         // the table has changed since the policy was last asked
+	stop      bool         // no more: the lane is closing
+	listed    int          // of op.Listed: the next to look at
+	applied   int          // of op.Moves: the next to apply
+	victims   []SegmentUse // still to be listed, best first
+	cursor    Region       // sweep: the next region
+	moved     bool         // the log has grown since the sweep last began
 	failures  int
 	notBefore time.Duration
 	pressure  int
 	rotten    []Rot // to be repaired from a peer
-	moves     uint64
 }
 
 // Pressure is what the policy said last, 0 to 1000.
 func (l *Lane) Pressure() int { return l.cleaner.pressure }
-
-// Moved returns how many blocks the cleaner has moved.
-func (l *Lane) Moved() uint64 { return l.cleaner.moves }
 
 // TakeRotten returns the blocks that the cleaner could not read.
 func (l *Lane) TakeRotten() []Rot {
@@ -156,7 +154,7 @@ func (l *Lane) cleanDue(now time.Duration) bool {
 
 // usage describes the lane to its policy, without the segments that may be cleaned.
 func (l *Lane) usage() Table {
-	t := Table{Share: l.cfg.ShareBlocks, Live: l.segments.live, Last: l.written, SegmentBlocks: int64(l.cfg.SegmentBlocks), Segments: len(l.segments.order)}
+	t := Table{Share: l.cfg.ShareBlocks, Live: l.segments.live, Last: l.written, SegmentBlocks: int64(l.cfg.SegmentBlocks), Segments: len(l.segments.order), Empty: l.segments.hollow}
 	if l.ready != nil || l.preparing.busy {
 		t.Segments++
 	}
@@ -182,22 +180,57 @@ func (l *Lane) chooseClean(now time.Duration) {
 		return
 	}
 	c.look = false
-	t := l.table()
-	c.pressure = l.cfg.Policy.Pressure(t)
 	if c.stop {
 		return
 	}
-	c.victims = append(c.victims[:0], l.cfg.Policy.Choose(t)...)
+	c.victims = l.cfg.Policy.Choose(l.table())
 	switch {
 	case len(c.victims) > 0:
-		c.phase = cleanScanning
-		c.op.Scan = append(c.op.Scan[:0], c.victims...)
-		l.submitClean()
+		l.firstAtHand()
+		l.nextVictim()
 	case l.sweepWanted():
-		c.phase, c.op.Moves = cleanSweeping, c.op.Moves[:0]
+		c.phase = cleanSweeping
 		c.moved = c.moved && c.cursor != 0
 		l.sweep()
 	}
+}
+
+// firstAtHand puts the victim first whose blocks are still listed: the last one
+// of the round before, which held more than there was room for.
+func (l *Lane) firstAtHand() {
+	c := &l.cleaner
+	for i, v := range c.victims {
+		if c.atHand(v) {
+			c.victims[0], c.victims[i] = v, c.victims[0]
+			return
+		}
+	}
+}
+
+func (c *cleaning) atHand(v SegmentUse) bool {
+	return c.listed < len(c.op.Listed) && c.op.Listed[c.listed].From.Segment == v.Index && c.op.Listed[c.listed].From.Life == v.Life
+}
+
+// nextVictim has the next victim listed, while there is room for its blocks.
+func (l *Lane) nextVictim() {
+	c := &l.cleaner
+	if len(c.victims) == 0 || len(c.op.Moves) == l.cleanRoom() {
+		l.startCopy()
+		return
+	}
+	v := c.victims[0]
+	c.victims = c.victims[1:]
+	if c.atHand(v) {
+		c.phase = cleanFiltering
+		return
+	}
+	c.phase, c.op.Victim, c.op.Listed, c.listed = cleanListing, v, c.op.Listed[:0], 0
+	l.submitClean()
+}
+
+// cleanRoom is how many blocks are copied into a segment.
+func (l *Lane) cleanRoom() int {
+	return int(l.cfg.SegmentBlocks) - 2 - int(l.cfg.SegmentBlocks)/coldBatch
 }
 
 func (l *Lane) sweepWanted() bool {
@@ -207,9 +240,6 @@ func (l *Lane) sweepWanted() bool {
 
 func (l *Lane) submitClean() {
 	op := &l.cleaner.op
-	if len(op.Scan) > 0 {
-		op.Moves = op.Moves[:0]
-	}
 	op.Lane, op.cfg, op.generation, op.busy, op.Err = l.cfg.ID, &l.cfg, l.generation, true, nil
 	l.exec.Clean(op)
 }
@@ -222,13 +252,15 @@ func (l *Lane) cleaned(now time.Duration) {
 		l.cleanFailed(now)
 		return
 	}
-	c.failures, c.at, c.kept = 0, 0, 0
-	if c.phase == cleanScanning {
-		c.phase, c.op.Scan = cleanFiltering, c.op.Scan[:0]
-		l.noteBroken()
+	c.failures = 0
+	if c.phase == cleanListing {
+		if c.op.broken {
+			l.giveUp(c.op.Victim)
+		}
+		c.phase, c.op.Victim = cleanFiltering, SegmentUse{}
 		return
 	}
-	c.phase = cleanApplying
+	c.phase, c.applied = cleanApplying, 0
 	into := c.op.into
 	l.segments.add(&segmentInfo{
 		index: into.Index, life: into.Life, previous: into.Life, used: into.Used, state: segmentFilling,
@@ -247,13 +279,11 @@ func (l *Lane) youngest(moves []Move) (last LSN) {
 	return min(last, l.durable)
 }
 
-// noteBroken remembers the segments that could not be listed to their end: what
-// is found in them is cleaned, once. The rest is read by its places, as ever.
-func (l *Lane) noteBroken() {
-	for _, v := range l.cleaner.op.broken {
-		if s := l.segments.byIndex[v.Index]; s != nil && s.life == v.Life {
-			s.stuck = true
-		}
+// giveUp remembers a segment that could not be listed to its end: what was found
+// in it is cleaned, once. The rest is read by its places, as ever.
+func (l *Lane) giveUp(v SegmentUse) {
+	if s := l.segments.byIndex[v.Index]; s != nil && s.life == v.Life {
+		s.stuck = true
 	}
 }
 
@@ -262,34 +292,33 @@ func (l *Lane) cleanFailed(now time.Duration) {
 	c := &l.cleaner
 	l.lastErr = fmt.Errorf("clean: %w", c.op.Err)
 	c.notBefore = now + l.backoff(&c.failures)
-	if c.failures > maxFailures { // they cannot be read: others may be
-		c.op.broken, c.failures = append(c.op.broken[:0], c.op.Scan...), 0
-		l.noteBroken()
+	if c.failures > maxFailures && c.phase == cleanListing { // it cannot be read: others may be
+		l.giveUp(c.op.Victim)
+		c.failures = 0
 	}
-	c.phase, c.look, c.op.Scan = cleanIdle, true, c.op.Scan[:0]
+	c.op.Victim, c.op.Listed = SegmentUse{}, c.op.Listed[:0]
+	l.endClean()
 }
 
 // filterMoves keeps what the map still names at its place.
 func (l *Lane) filterMoves() {
 	c := &l.cleaner
-	room := int(l.cfg.SegmentBlocks) - 2 - int(l.cfg.SegmentBlocks)/coldBatch
-	for n := 0; c.at < len(c.op.Moves) && c.kept < room && n < cleanSteps; n++ {
-		m := c.op.Moves[c.at]
+	room := l.cleanRoom()
+	for n := 0; c.listed < len(c.op.Listed) && len(c.op.Moves) < room && n < cleanSteps; n++ {
+		m := c.op.Listed[c.listed]
 		e, known := l.blocks.lookup(m.LBA)
 		if !known {
-			l.wantAhead(c.op.Moves[c.at:])
+			l.wantAhead(c.op.Listed[c.listed:])
 			return
 		}
 		if e.samePlace(m.From) {
 			m.From = e
-			c.op.Moves[c.kept] = m
-			c.kept++
+			c.op.Moves = append(c.op.Moves, m)
 		}
-		c.at++
+		c.listed++
 	}
-	if c.at == len(c.op.Moves) || c.kept == room {
-		c.op.Moves = c.op.Moves[:c.kept]
-		l.startCopy()
+	if c.listed == len(c.op.Listed) || len(c.op.Moves) == room {
+		l.nextVictim()
 	}
 }
 
@@ -316,7 +345,7 @@ func (l *Lane) sweep() {
 	c := &l.cleaner
 	regions := Region(l.cfg.Regions)
 	for n := 0; n < cleanSteps; n++ {
-		if c.cursor >= regions || len(c.op.Moves)+RegionBlocks > int(l.cfg.SegmentBlocks)-8-int(l.cfg.SegmentBlocks)/coldBatch {
+		if c.cursor >= regions || len(c.op.Moves)+RegionBlocks > l.cleanRoom() {
 			break
 		}
 		if r := c.cursor; l.blocks.stored.has(r) || l.blocks.pages[r] != nil {
@@ -366,19 +395,19 @@ func (l *Lane) collect(p *page) {
 // applyMoves makes the map name the copies of what has not changed meanwhile.
 func (l *Lane) applyMoves() {
 	c := &l.cleaner
-	for n := 0; c.at < len(c.op.Moves) && n < cleanSteps; n++ {
-		m := c.op.Moves[c.at]
+	for n := 0; c.applied < len(c.op.Moves) && n < cleanSteps; n++ {
+		m := c.op.Moves[c.applied]
 		e, known := l.blocks.lookup(m.LBA)
 		if !known {
-			l.wantAhead(c.op.Moves[c.at:])
+			l.wantAhead(c.op.Moves[c.applied:])
 			return
 		}
 		if e.samePlace(m.From) { // else it was overwritten: the copy is dead
 			l.applyMove(m)
 		}
-		c.at++
+		c.applied++
 	}
-	if c.at == len(c.op.Moves) {
+	if c.applied == len(c.op.Moves) {
 		s := l.segments.byIndex[c.op.into.Index]
 		s.state, s.dirty = segmentSealed, true
 		l.endClean()
@@ -393,7 +422,6 @@ func (l *Lane) applyMove(m Move) {
 	switch {
 	case m.Err == nil:
 		l.blocks.set(l.blocks.touch(m.LBA.Region(), Stamp{}), m.LBA.Index(), m.To)
-		c.moves++
 	case !errors.Is(m.Err, errNoRoom):
 		c.rotten = append(c.rotten, Rot{LBA: m.LBA, Entry: m.From})
 		l.segments.of(m.From).stuck = true

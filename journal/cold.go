@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"trivet/disk"
 )
@@ -20,7 +21,7 @@ type CleanSource interface {
 
 // Run carries the operation out. It may be called from any goroutine.
 func (c *Clean) Run(source CleanSource) {
-	if len(c.Scan) > 0 {
+	if c.Victim.Used > 0 {
 		c.Err = c.list(source)
 		return
 	}
@@ -42,30 +43,24 @@ func (c *Clean) Run(source CleanSource) {
 // batches is skipped, small ones come several at a time.
 const listBlocks = 16
 
-// list reads the descriptors of the segments and lists the blocks that they
-// hold, live or not. Where the chain of a segment ends before its used blocks
-// do, at what a crash has torn or at rot, the rest cannot be listed.
+// list reads the descriptors of the victim and lists the blocks that it holds,
+// live or not. Where the chain ends before its used blocks do, at what a crash
+// has torn or at rot, the rest cannot be listed.
 func (c *Clean) list(source CleanSource) error {
 	scan := scanner{source: scanSource{source}, piece: listBlocks}
-	c.broken = c.broken[:0]
-	for _, s := range c.Scan {
-		want := position{volume: c.cfg.Volume, lane: c.Lane, segment: s.Index, life: s.Life}
-		block, err := scan.block(s.Index, 0, s.Used)
-		if err != nil {
-			return err
-		}
-		var h header
-		whole := decodeHeader(block, &h) == nil && h.position == want
-		if whole {
-			if whole, err = c.listBatches(&scan, s, want, h.crc); err != nil {
-				return err
-			}
-		}
-		if !whole {
-			c.broken = append(c.broken, s)
-		}
+	s := c.Victim
+	want := position{volume: c.cfg.Volume, lane: c.Lane, segment: s.Index, life: s.Life}
+	block, err := scan.block(s.Index, 0, s.Used)
+	if err != nil {
+		return err
 	}
-	return nil
+	var h header
+	whole := decodeHeader(block, &h) == nil && h.position == want
+	if whole {
+		whole, err = c.listBatches(&scan, s, want, h.crc)
+	}
+	c.broken = !whole
+	return err
 }
 
 // listBatches lists a segment's batches; whole is false when the chain ends
@@ -84,7 +79,7 @@ func (c *Clean) listBatches(scan *scanner, s SegmentUse, want position, chain ui
 		at := uint16(want.offset + 1)
 		for _, r := range d.records {
 			for i, crc := range r.crcs {
-				c.Moves = append(c.Moves, Move{LBA: r.lba + LBA(i), From: Entry{Segment: s.Index, Life: s.Life, Block: at, Content: Data, CRC: crc}})
+				c.Listed = append(c.Listed, Move{LBA: r.lba + LBA(i), From: Entry{Segment: s.Index, Life: s.Life, Block: at, Content: Data, CRC: crc}})
 				at++
 			}
 		}
@@ -115,29 +110,28 @@ const (
 	// coldBatch is how many blocks a batch of the cleaner holds: as many as a
 	// descriptor names when no two lie side by side.
 	coldBatch = (BlockSize - descriptorFixed) / (recordFixed + 4)
-	// coldSpan is how many blocks of a segment are read at once, to get at least
-	// coldDense of them.
-	coldSpan  = 2 * coldBatch
-	coldDense = coldBatch / 8
+	// coldSpan is how many blocks are read for a batch at most. What lies between
+	// two blocks is read with them when it is no more than coldGap.
+	coldSpan = 3 * coldBatch
+	coldGap  = 16
 )
 
+// coldBuffers are what batches are read into, as many as the cleaner has workers.
+var coldBuffers = sync.Pool{New: func() any { return disk.Alloc(coldSpan * BlockSize) }}
+
 func (w *coldWriter) copy() error {
-	w.payload = disk.Alloc(coldSpan * BlockSize)
+	w.payload = coldBuffers.Get().([]byte)
+	defer coldBuffers.Put(w.payload) //nolint:staticcheck // a slice header a segment
 	moves := w.clean.Moves
 	for len(moves) > 0 {
 		room := int(w.open.Blocks) - int(max(w.open.next, 1)) - 1
-		n := min(coldBatch, len(moves), room)
-		dense := denseRun(moves[:max(n, 0)])
-		if dense >= coldDense {
-			n = dense
-		}
-		if n <= 0 {
+		n := w.gather(moves[:min(coldBatch, len(moves), max(room, 0))])
+		if n == 0 {
 			for i := range moves {
 				moves[i].Err = errNoRoom
 			}
 			break
 		}
-		w.read(moves[:n], n == dense)
 		if err := w.write(moves[:n]); err != nil {
 			return err
 		}
@@ -149,41 +143,41 @@ func (w *coldWriter) copy() error {
 // errNoRoom: the cleaner's segment was full.
 var errNoRoom = errors.New("no room in the segment")
 
-// denseRun returns how many of the moves lie in one segment, in order and within
-// coldSpan of the first.
-func denseRun(moves []Move) (n int) {
-	for n < len(moves) {
-		first, m := moves[0].From, moves[n].From
-		if m.Segment != first.Segment || int(m.Block)-int(first.Block) >= coldSpan || n > 0 && m.Block <= moves[n-1].From.Block {
-			break
-		}
-		n++
+// gather reads the blocks, as many as fit the buffer, and returns their number.
+func (w *coldWriter) gather(moves []Move) (n int) {
+	w.blocks = w.blocks[:0]
+	for free := w.payload; n < len(moves) && len(free) > 0; {
+		span := moves[n:][:spanOf(moves[n:], len(free)/BlockSize)]
+		blocks := int(span[len(span)-1].From.Block-span[0].From.Block) + 1
+		w.read(span, free[:blocks*BlockSize])
+		n, free = n+len(span), free[blocks*BlockSize:]
 	}
 	return n
 }
 
-// read gets the blocks: dense ones with what lies between them.
-func (w *coldWriter) read(moves []Move, dense bool) {
-	w.blocks = w.blocks[:0]
-	first, last := moves[0].From, moves[len(moves)-1].From
-	if dense {
-		buf := w.payload[:(int(last.Block-first.Block)+1)*BlockSize]
-		dense = w.source.ReadSegment(first.Segment, buf, uint32(first.Block)) == nil
-	}
-	for i, m := range moves {
-		at := i
-		if dense {
-			at = int(m.From.Block - first.Block)
+// spanOf returns how many of the moves are read in one go: those that lie close
+// behind each other in one segment, within so many blocks.
+func spanOf(moves []Move, blocks int) (n int) {
+	first := moves[0].From
+	for n = 1; n < len(moves); n++ {
+		last, next := moves[n-1].From, moves[n].From
+		if next.Segment != first.Segment || next.Block <= last.Block || next.Block-last.Block > coldGap || int(next.Block-first.Block) >= blocks {
+			break
 		}
-		w.blocks = append(w.blocks, ReadBlock{Entry: m.From, Buf: w.payload[at*BlockSize : (at+1)*BlockSize]})
 	}
-	if !dense {
-		w.source.ReadBlocks(w.blocks)
-		return
-	}
-	for i := range w.blocks {
-		if b := &w.blocks[i]; Checksum(b.Buf) != b.Entry.CRC {
-			w.source.ReadBlocks(w.blocks[i : i+1])
+	return n
+}
+
+// read gets a span with what lies between its blocks, and those one by one that
+// are not as they should be.
+func (w *coldWriter) read(span []Move, buf []byte) {
+	first := span[0].From
+	whole := w.source.ReadSegment(first.Segment, buf, uint32(first.Block)) == nil
+	for _, m := range span {
+		at := int(m.From.Block-first.Block) * BlockSize
+		w.blocks = append(w.blocks, ReadBlock{Entry: m.From, Buf: buf[at:][:BlockSize]})
+		if last := len(w.blocks) - 1; !whole || Checksum(w.blocks[last].Buf) != m.From.CRC {
+			w.source.ReadBlocks(w.blocks[last:])
 		}
 	}
 }

@@ -32,6 +32,7 @@ type segmentInfo struct {
 	doomed   bool  // without live blocks in the checkpoint under way
 	dead     bool  // and that checkpoint is durable: free once unpinned
 	stuck    bool  // cannot be cleaned
+	hollow   bool  // has lost its last live block
 }
 
 // segmentTable holds a lane's segments.
@@ -40,6 +41,7 @@ type segmentTable struct {
 	order   []*segmentInfo          // by age in the log
 	live    int64                   // blocks, of all
 	empty   int                     // that have lost their last live block since the last checkpoint began
+	hollow  int                     // that have lost it ever
 }
 
 func newSegmentTable() *segmentTable {
@@ -71,12 +73,26 @@ func (t *segmentTable) addLive(e Entry, delta int32) {
 	s.live += delta
 	t.live += int64(delta)
 	s.dirty = true
-	if s.live == 0 {
+	switch {
+	case s.live == 0:
 		t.empty++
+		t.setHollow(s, true)
+	case s.hollow:
+		t.setHollow(s, false)
 	}
 	if s.live < 0 {
 		panic(fmt.Sprintf("journal: segment %d life %d: live count %d", s.index, s.life, s.live))
 	}
+}
+
+func (t *segmentTable) setHollow(s *segmentInfo, hollow bool) {
+	switch {
+	case hollow && !s.hollow:
+		t.hollow++
+	case !hollow && s.hollow:
+		t.hollow--
+	}
+	s.hollow = hollow
 }
 
 // overwritten takes back the count of an entry that turns out, once its page is
@@ -98,6 +114,7 @@ func (t *segmentTable) removeDead() (free []uint32) {
 	for _, s := range t.order {
 		if s.dead && s.pins == 0 {
 			delete(t.byIndex, s.index)
+			t.setHollow(s, false)
 			free = append(free, s.index)
 			continue
 		}

@@ -210,9 +210,9 @@ func (s testCleanSource) Discard(o *Open) error {
 func (l *testLane) runClean() *Clean {
 	c := l.clean
 	l.clean = nil
-	scan := len(c.Scan)
+	victim := c.Victim
 	c.Run(testCleanSource{testSource{l}})
-	l.w.log("slot %d cleans, scan of %d, moves %d into segment %d life %d: %v", l.id.Slot, scan, len(c.Moves), c.into.Index, c.into.Life, c.Err)
+	l.w.log("slot %d cleans, victim %v, moves %d into segment %d life %d: %v", l.id.Slot, victim, len(c.Moves), c.into.Index, c.into.Life, c.Err)
 	return c
 }
 

@@ -21,8 +21,8 @@ type Policy struct {
 // The bounds of a lane's log, in thousandths of its live blocks and of its part
 // of the volume, and in segments: a lane of a small volume cannot do with less.
 const (
-	hardLive, hardShare, hardSegments = 1330, 45, 9
-	softLive, softShare, softSegments = 1305, 40, 6
+	hardLive, hardShare, hardSegments = 1335, 46, 9
+	softLive, softShare, softSegments = 1320, 42, 6
 	fullPressure                      = 1000
 )
 
@@ -33,13 +33,23 @@ func bound(t journal.Table, live, share, segments int64) int {
 	return int(max(blocks/t.SegmentBlocks, least))
 }
 
+// emptyPart: a checkpoint frees segments once an n-th part of the log is empty.
+// As many count as though they were always there, so that what waits for the
+// next checkpoint changes nothing.
+const emptyPart, leastEmpty = 36, 5
+
+// length is how long the log is, with the segments that wait for a checkpoint at
+// their most.
+func length(t journal.Table) int {
+	usual := max(t.Segments/emptyPart, leastEmpty)
+	return t.Segments + max(usual-t.Empty, 0)
+}
+
 // Pressure rises from 0 at the soft bound to 1000 at the hard one.
 func (p Policy) Pressure(t journal.Table) int {
 	soft, hard := bound(t, softLive, softShare, softSegments), bound(t, hardLive, hardShare, hardSegments)
-	if t.Segments <= soft {
-		return 0
-	}
-	return min(fullPressure, fullPressure*(t.Segments-soft)/max(hard-soft, 1))
+	over := length(t) - soft
+	return min(fullPressure, fullPressure*max(over, 0)/max(hard-soft, 1))
 }
 
 // Always implements journal.Policy.
@@ -54,7 +64,7 @@ func (p Policy) Always() bool { return p.Constantly }
 // file system' (1992), section 3.6: free space times age, over the cost of reading
 // the segment and writing what is live.
 func (p Policy) Choose(t journal.Table) []journal.SegmentUse {
-	if t.Segments < bound(t, softLive, softShare, softSegments) {
+	if length(t) < bound(t, softLive, softShare, softSegments) {
 		return nil
 	}
 	var all []candidate

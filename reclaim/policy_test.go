@@ -101,7 +101,8 @@ func (l *log) look() {
 		}
 	}
 	l.longest = max(l.longest, l.table.Segments)
-	if empty >= max(4, l.table.Segments/32) {
+	l.table.Empty = empty
+	if empty >= max(4, l.table.Segments/44) {
 		l.checkpoint()
 		l.look()
 	}
@@ -141,7 +142,7 @@ func (l *log) clean() bool {
 // TestBounds overwrites a lane until ten times its size was written, and holds
 // that the log stays within its bound, at a bearable cost.
 func TestBounds(t *testing.T) {
-	const share, segmentBlocks = 128 << 10, 1024 // half a GiB in segments of 4 MiB
+	const share, segmentBlocks = 128 << 10, 512 // half a GiB in segments of 2 MiB
 	rng := rand.New(rand.NewPCG(1, 2))
 	zipf := rand.NewZipf(rng, 1.2, 1, share-1)
 	scattered := func(i uint64) int32 { return int32(i * 2654435761 % share) }

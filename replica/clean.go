@@ -2,6 +2,7 @@ package replica
 
 import (
 	"fmt"
+	"time"
 
 	"trivet/journal"
 )
@@ -25,16 +26,29 @@ func (e *Engine) Clean(c *journal.Clean) {
 	}
 }
 
-type pruneTask struct{ slot *Slot }
+// pruneAfter is how long a free segment is not needed before its blocks go back to
+// the filesystem: checkpoints free many at once, which the log then fills again.
+const pruneAfter = 5 * time.Second
 
-func (t pruneTask) run() { _ = t.slot.RunPrune() }
+type pruneTask struct{ engine *Engine }
 
-// Recycle returns segments to the slot's pool, and has those pruned that are
-// too many.
+func (t pruneTask) run() {
+	if again, _ := t.engine.slot.RunPrune(); again {
+		t.engine.prune.Reset(pruneAfter)
+	}
+}
+
+// Recycle returns segments to the slot's pool, and has those pruned after a
+// while that are too many.
 func (e *Engine) Recycle(segments []uint32) {
 	if e.slot.Recycle(segments) {
-		_ = e.cleaners.submit(pruneTask{e.slot}) // closing: the next start prunes
+		e.prune.Reset(pruneAfter)
 	}
+}
+
+// pruneNow is called by the timer.
+func (e *Engine) pruneNow() {
+	_ = e.cleaners.submit(pruneTask{e}) // closing: the next start prunes
 }
 
 // stepper is a file system that fault rules apply to.

@@ -25,6 +25,7 @@ type Engine struct {
 	reads    *reads
 	meta     *workers
 	cleaners *workers
+	prune    *time.Timer // stopped unless segments are to be pruned
 	done     sync.WaitGroup
 	reap     sync.WaitGroup
 }
@@ -33,6 +34,8 @@ type Engine struct {
 func StartEngine(s *Slot) *Engine {
 	shards := int(s.super.Shards)
 	e := &Engine{slot: s, meta: newWorkers(min(3*shards, 16)), cleaners: newWorkers(cleanWorkers)}
+	e.prune = time.AfterFunc(time.Hour, e.pruneNow)
+	e.prune.Stop()
 	async, err := disk.NewAsync(asyncDepth)
 	if err == nil {
 		e.async = async
@@ -184,6 +187,7 @@ func (e *Engine) startJoin(joined chan<- struct{}) {
 		e.reads.close()
 		e.meta.close()
 		e.cleaners.close()
+		e.prune.Stop()
 		if e.async != nil {
 			_ = e.async.Close() // nothing is under way that could be lost with it
 		}

@@ -49,6 +49,8 @@ type pool struct {
 	free    []uint32 // with blocks
 	holes   []uint32 // free, without blocks
 	state   map[uint32]segmentUse
+	pruning bool // prune is due
+	spare   int  // the fewest that were free since then
 	keepAll bool // the filesystem takes no blocks back
 	life    uint32
 }
@@ -175,6 +177,7 @@ func (p *pool) takeFree(who taker) (segment, life uint32, fresh, ok bool) {
 		return 0, 0, false, false
 	}
 	segment, p.free = p.free[n-1], p.free[:n-1]
+	p.spare = min(p.spare, n-1)
 	p.life++
 	fresh = !p.state[segment].written
 	p.state[segment] = segmentUse{written: true}
@@ -253,7 +256,7 @@ func (p *pool) fill(segment uint32) error {
 	return nil
 }
 
-// put returns segments. It tells whether prune has something to do.
+// put returns segments. It tells whether prune is to be called after a while.
 func (p *pool) put(segments []uint32) (prune bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -266,38 +269,53 @@ func (p *pool) put(segments []uint32) (prune bool) {
 		p.state[s] = u
 		p.free = append(p.free, s)
 	}
-	return p.surplus()
+	if p.pruning {
+		return false
+	}
+	return p.watch()
 }
 
-// surplus tells whether more segments are free than are kept. It needs mu.
-func (p *pool) surplus() bool {
+// watch begins to observe how many segments stay free, when there are more than
+// are kept. It needs mu.
+func (p *pool) watch() bool {
+	p.pruning, p.spare = !p.keepAll && len(p.free) > p.kept(), len(p.free)
+	return p.pruning
+}
+
+// kept is how many free segments keep their blocks. It needs mu.
+func (p *pool) kept() int {
 	inUse := int(p.segments()) - len(p.free) - len(p.holes)
-	return !p.keepAll && len(p.free) > max(keptSegments, inUse/keptPart)
+	return max(keptSegments, inUse/keptPart)
 }
 
-// prune gives the blocks of free segments back to the filesystem, but for those
-// that are kept. Nobody reads them any more: they were recycled.
-func (p *pool) prune() error {
+// prune gives the blocks of those segments back to the filesystem that were not
+// needed since put told of it, but for those that are kept. Nobody reads them any
+// more: they were recycled. It tells whether it is to be called again after a
+// while.
+func (p *pool) prune() (again bool, err error) {
 	p.growing.Lock()
 	defer p.growing.Unlock()
 	for {
 		p.mu.Lock()
-		if !p.surplus() {
+		if kept := p.kept(); p.keepAll || p.spare <= kept || len(p.free) <= kept {
+			again = p.watch()
 			p.mu.Unlock()
-			return nil
+			return again, nil
 		}
 		segment := p.free[0]
 		p.free = append(p.free[:0], p.free[1:]...)
+		p.spare--
 		p.mu.Unlock()
 		err := p.punch(segment)
 		p.mu.Lock()
 		if err != nil {
 			p.free = append(p.free, segment)
+			p.pruning = false
 			if errors.Is(err, errors.ErrUnsupported) {
 				p.keepAll, err = true, nil
 			}
 			p.mu.Unlock()
-			return err
+			return false, err
 		}
 		p.holes = append(p.holes, segment)
 		p.state[segment] = segmentUse{free: true}

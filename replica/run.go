@@ -55,16 +55,18 @@ func (s *Slot) RunCommit(c *journal.Commit) {
 	c.Done()
 }
 
-// Recycle returns segments to the pool. It tells whether RunPrune is due.
+// Recycle returns segments to the pool. It tells whether RunPrune is due after a
+// while.
 func (s *Slot) Recycle(segments []uint32) (prune bool) { return s.pool.put(segments) }
 
-// RunPrune gives the blocks of free segments back to the filesystem. That it
-// could not is no harm: they are free all the same.
-func (s *Slot) RunPrune() error {
-	if err := s.pool.prune(); err != nil {
-		return fmt.Errorf("slot %d: prune the log: %w", s.ID, err)
+// RunPrune gives the blocks of segments back to the filesystem that stayed free
+// since Recycle told of it, or since the last call, and tells whether another one
+// is due after a while. That it could not is no harm: they are free all the same.
+func (s *Slot) RunPrune() (again bool, err error) {
+	if again, err = s.pool.prune(); err != nil {
+		return false, fmt.Errorf("slot %d: prune the log: %w", s.ID, err)
 	}
-	return nil
+	return again, nil
 }
 
 // RunRead reads a whole operation and reports it.

@@ -53,7 +53,13 @@ func (s *slot) Read(r *journal.Read) { s.queue(func() { s.rep.RunRead(r) }) }
 func (s *slot) Recycle(segments []uint32) {
 	s.w.cover["segments recycled"] += len(segments)
 	if s.rep.Recycle(segments) {
-		s.queue(func() { _ = s.rep.RunPrune() })
+		s.queue(s.prune)
+	}
+}
+
+func (s *slot) prune() {
+	if again, _ := s.rep.RunPrune(); again {
+		s.queue(s.prune)
 	}
 }
 
