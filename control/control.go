@@ -60,13 +60,17 @@ const (
 // Status describes a volume at one instant. Counters never decrease while a
 // server lives, so rates are differences of two answers.
 type Status struct {
-	Version       string    `json:"version"`
-	Volume        Volume    `json:"volume"`
-	State         State     `json:"state"`
-	Reason        string    `json:"reason,omitempty"` // why State is not serving
-	Generation    uint64    `json:"generation"`       // incremented by every activation
-	UptimeSeconds float64   `json:"uptime_seconds"`
-	Quorum        int       `json:"quorum"` // current slots that a write needs
+	Version       string  `json:"version"`
+	Volume        Volume  `json:"volume"`
+	State         State   `json:"state"`
+	Reason        string  `json:"reason,omitempty"` // why State is not serving
+	Generation    uint64  `json:"generation"`       // incremented by every activation
+	UptimeSeconds float64 `json:"uptime_seconds"`
+	Quorum        int     `json:"quorum"` // current slots that a write needs
+	// PressureRatio tells how short of log space the volume is: 0 while writes
+	// enter unhindered; above, they are slowed, and at 1 they wait until space
+	// was reclaimed. A slot that alone is short of space does not count.
+	PressureRatio float64   `json:"pressure_ratio"`
 	Inflight      int       `json:"inflight_requests"`
 	Connections   int       `json:"connections"` // of NBD clients
 	Slots         []Slot    `json:"slots"`
@@ -92,7 +96,9 @@ type Slot struct {
 	Where              string      `json:"where"` // a directory, or the address of a remote slot
 	State              SlotState   `json:"state"`
 	Reason             string      `json:"reason,omitempty"`
-	LogBytes           uint64      `json:"log_bytes"` // appended since the server started
+	LogBytes           uint64      `json:"log_bytes"`      // written in the segments in use, descriptors included
+	LiveBytes          uint64      `json:"live_bytes"`     // of those, what the map names: the rest is to be reclaimed
+	PressureRatio      float64     `json:"pressure_ratio"` // how short of log space the slot is by itself, as Status.PressureRatio
 	SegmentsInUse      int         `json:"segments_in_use"`
 	SegmentsFree       int         `json:"segments_free"`
 	BacklogBytes       uint64      `json:"backlog_bytes"`       // accepted, not yet appended

@@ -38,6 +38,7 @@ var (
 	sizeDesc        = desc("size_bytes", "Size of the volume.")
 	quorumDesc      = desc("quorum", "Current slots that a write needs.")
 	inflightDesc    = desc("inflight_requests", "Requests that have not completed.")
+	pressureDesc    = desc("pressure_ratio", "How short of log space the volume is: above 0 writes are slowed, at 1 they wait.")
 	connectionsDesc = desc("connections", "Connections of NBD clients.")
 
 	requestsDesc = desc("requests_total", "Requests completed, failed ones included.", "op")
@@ -54,7 +55,9 @@ var (
 	checkDesc       = desc("process_check", "1 when the process obtained what it asked of the kernel.", "check")
 
 	slotStateDesc      = desc("slot_state", "1 for the state that the slot is in.", "slot", "state")
-	slotLogDesc        = desc("slot_log_bytes_total", "Bytes appended to the slot's logs.", "slot")
+	slotLogDesc        = desc("slot_log_bytes", "Written in the slot's segments in use, descriptors included.", "slot")
+	slotLiveDesc       = desc("slot_live_bytes", "Of the bytes of the slot's log, those that the map names.", "slot")
+	slotPressureDesc   = desc("slot_pressure_ratio", "How short of log space the slot is by itself, 0 to 1.", "slot")
 	slotSegmentsDesc   = desc("slot_segments", "Segments of the slot.", "slot", "use")
 	slotBacklogDesc    = desc("slot_backlog_bytes", "Accepted, not yet appended on the slot.", "slot")
 	slotLagDesc        = desc("slot_durable_lag_bytes", "Appended, not yet synced on the slot.", "slot")
@@ -100,6 +103,7 @@ func (m emitter) volume(s Status) {
 	m.gauge(sizeDesc, float64(s.Volume.SizeBytes))
 	m.gauge(quorumDesc, float64(s.Quorum))
 	m.gauge(inflightDesc, float64(s.Inflight))
+	m.gauge(pressureDesc, s.PressureRatio)
 	m.gauge(connectionsDesc, float64(s.Connections))
 	for _, check := range s.Process {
 		m.gauge(checkDesc, oneIf(check.OK), check.Name)
@@ -141,7 +145,9 @@ func (m emitter) slot(s Slot) {
 	for _, state := range []SlotState{Current, Resyncing, Faulted, Blank} {
 		m.gauge(slotStateDesc, oneIf(s.State == state), id, string(state))
 	}
-	m.counter(slotLogDesc, s.LogBytes, id)
+	m.gauge(slotLogDesc, float64(s.LogBytes), id)
+	m.gauge(slotLiveDesc, float64(s.LiveBytes), id)
+	m.gauge(slotPressureDesc, s.PressureRatio, id)
 	m.gauge(slotSegmentsDesc, float64(s.SegmentsInUse), id, "live")
 	m.gauge(slotSegmentsDesc, float64(s.SegmentsFree), id, "free")
 	m.gauge(slotBacklogDesc, float64(s.BacklogBytes), id)

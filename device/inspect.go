@@ -17,6 +17,9 @@ type Snapshot struct {
 	Generation journal.Generation
 	Stopped    error // why nothing is written any more
 	Inflight   int   // requests
+	// Pressure is how short of log space the shard is that has least: 0 when
+	// writes enter unhindered, up to shard.Full, when none do.
+	Pressure   int
 	Slots      []SlotSnapshot
 	Counters   shard.Counters
 	Latencies  []Latency // by Op; of kinds that there were none of lately, none
@@ -34,9 +37,10 @@ type SlotSnapshot struct {
 	ID            int
 	Where         string
 	Live          bool
-	Reason        error // why it is not
-	LogBytes      uint64
-	LiveBytes     uint64
+	Reason        error  // why it is not
+	LogBytes      uint64 // written in the segments in use, descriptors included
+	LiveBytes     uint64 // of those, what the map names: the rest is the cleaner's
+	Pressure      int    // of the lane that is shortest of log space, as Snapshot.Pressure
 	Segments      int
 	SegmentsFree  int
 	BacklogBytes  uint64 // of records that it has not written
@@ -63,6 +67,9 @@ func (d *Device) Snapshot() Snapshot {
 		s.Slots = append(s.Slots, slot)
 	}
 	d.inspect(func(v *shard.View) { s.add(v) })
+	for i := range d.shards {
+		s.Pressure = max(s.Pressure, d.door.pressure(i))
+	}
 	if !d.closing.Load() {
 		s.ArenaFree = uint64(d.arena.FreePages()) * arena.PageSize
 	}
@@ -97,6 +104,7 @@ func (s *Snapshot) add(v *shard.View) {
 		slot := &s.Slots[i]
 		slot.LogBytes += uint64(l.Usage.LogBytes)
 		slot.LiveBytes += uint64(l.Usage.LiveBytes)
+		slot.Pressure = max(slot.Pressure, l.Pressure)
 		slot.BacklogBytes += l.BacklogBytes
 		slot.UnsyncedBytes += l.UnsyncedBytes
 		if l.LastError != nil {

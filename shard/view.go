@@ -25,6 +25,7 @@ type LaneView struct {
 	UnsyncedBytes    uint64 // of records that it has written, not durable
 	Written, Durable journal.LSN
 	Usage            journal.Usage
+	Pressure         int // how short of log space the lane is, as in Shard.Pressure
 	Pins             int // reads under way
 	LastError        error
 	Fault            error // why the lane has given up, or its slot was dropped
@@ -39,7 +40,7 @@ func (v *View) Lane(slot int) (view LaneView, ok bool) {
 	}
 	return LaneView{
 		Live: c.live[slot], BacklogBytes: l.BacklogBytes(), UnsyncedBytes: l.UnsyncedBytes(),
-		Written: l.Written(), Durable: l.Durable(), Usage: l.Usage(), Pins: l.Pins(), LastError: l.LastError(), Fault: l.Fault(),
+		Written: l.Written(), Durable: l.Durable(), Usage: l.Usage(), Pressure: l.Pressure(), Pins: l.Pins(), LastError: l.LastError(), Fault: l.Fault(),
 	}, true
 }
 

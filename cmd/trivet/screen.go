@@ -93,6 +93,7 @@ func statusLines(previous, last sample) []string {
 		lines = append(lines, fmt.Sprintf("latency   %-6s %8s median %8s 99%%", l.Op,
 			formatLatency(l.P50Seconds), formatLatency(l.P99Seconds)))
 	}
+	lines = append(lines, spaceLines(s)...)
 	lines = append(lines, "")
 	lines = append(lines, slotLines(s)...)
 	lines = append(lines, memoryLine(s))

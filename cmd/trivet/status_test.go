@@ -67,3 +67,21 @@ func TestStatusTellsLatencies(t *testing.T) {
 		}
 	}
 }
+
+// TestStatusTellsUsage: how much of each slot's log is live is in the status.
+func TestStatusTellsUsage(t *testing.T) {
+	s := plannedServer(t, serveFlags{size: 16 << 20})
+	defer s.close()
+	for range 2 {
+		written(t, s, 64)
+	}
+	for _, slot := range statusOf(t, s).Slots {
+		// The slot that no flush waits for may have some of it to write yet.
+		if slot.LiveBytes > 64*blockBytes || slot.BacklogBytes == 0 && slot.LiveBytes != 64*blockBytes || slot.LogBytes < slot.LiveBytes {
+			t.Errorf("64 blocks were written twice: %+v", slot)
+		}
+	}
+	if text := asked(t, s, "status"); !strings.Contains(text, "(256 KiB live)") || strings.Contains(text, "short of") {
+		t.Errorf("status:\n%s", text)
+	}
+}

@@ -30,10 +30,11 @@ func sampled(seconds int) sample {
 		at: noon.Add(time.Duration(seconds) * time.Second),
 		status: control.Status{
 			Version: "1.2", State: control.Degraded, Reason: "slot 1 is faulted", Generation: 7, UptimeSeconds: float64(seconds),
-			Quorum: 2, Connections: 1, Inflight: 32,
+			PressureRatio: 0.372,
+			Quorum:        2, Connections: 1, Inflight: 32,
 			Volume: control.Volume{Name: "vol", SizeBytes: 1 << 30, Shards: 4, Replicas: 3},
 			Slots: []control.Slot{
-				{ID: 0, Where: "/v/slot-0", State: control.Current, LogBytes: n << 24, SegmentsInUse: 12, SegmentsFree: 52},
+				{ID: 0, Where: "/v/slot-0", State: control.Current, LogBytes: n << 24, LiveBytes: n << 23, PressureRatio: 0.9996, SegmentsInUse: 12, SegmentsFree: 52},
 				{
 					ID: 1, Where: "/v/slot-1", State: control.Faulted, Reason: "log.sync failed 3 times", BacklogBytes: 4096,
 					Errors: []control.SlotError{{Op: "log.sync", Errno: "EIO", Count: 3, First: noon, Last: noon}},

@@ -138,7 +138,7 @@ func printStatus(out io.Writer, s control.Status) {
 			formatLatency(l.P50Seconds), formatLatency(l.P99Seconds), formatLatency(l.P999Seconds), formatLatency(l.MaxSeconds),
 			formatCount(float64(l.Count)), latencySpan)
 	}
-	for _, line := range slotLines(s) {
+	for _, line := range append(spaceLines(s), slotLines(s)...) {
 		fmt.Fprintln(out, line)
 	}
 	fmt.Fprintln(out, memoryLine(s))
@@ -161,17 +161,39 @@ func summaryLines(s control.Status) []string {
 	}
 }
 
+// spaceLines says that space is short, when it is.
+func spaceLines(s control.Status) []string {
+	switch {
+	case s.PressureRatio >= 1:
+		return []string{"space     out of log space: writes wait until some is reclaimed"}
+	case s.PressureRatio > 0:
+		return []string{fmt.Sprintf("space     short of log space: writes slowed (%s; at 100%% they wait)", percent(s.PressureRatio))}
+	}
+	return nil
+}
+
+// percent prints a ratio, and none but 0 and 1 as 0 or 100.
+func percent(ratio float64) string {
+	if ratio <= 0 || ratio >= 1 {
+		return fmt.Sprintf("%.0f%%", 100*ratio)
+	}
+	return fmt.Sprintf("%.0f%%", min(max(100*ratio, 1), 99))
+}
+
 // slotLines shows each slot with its errors.
 func slotLines(s control.Status) []string {
 	var lines []string
 	for _, slot := range s.Slots {
-		line := fmt.Sprintf("slot %d    %-9s  %s appended, %d of %d segments, backlog %s, not durable %s", slot.ID,
-			slot.State, formatSize(slot.LogBytes), slot.SegmentsInUse, slot.SegmentsInUse+slot.SegmentsFree,
-			formatSize(slot.BacklogBytes), formatSize(slot.DurableLagBytes))
+		line := fmt.Sprintf("slot %d    %-9s  log %s (%s live), %d of %d segments, backlog %s, not durable %s", slot.ID,
+			slot.State, formatSize(slot.LogBytes), formatSize(slot.LiveBytes), slot.SegmentsInUse,
+			slot.SegmentsInUse+slot.SegmentsFree, formatSize(slot.BacklogBytes), formatSize(slot.DurableLagBytes))
 		if slot.MissingRegions > 0 {
 			line += fmt.Sprintf(", %s to copy", plural(slot.MissingRegions, "region"))
 		}
 		lines = append(lines, line+"  "+slot.Where)
+		if slot.PressureRatio > 0 {
+			lines = append(lines, fmt.Sprintf("          short of log space (%s)", percent(slot.PressureRatio)))
+		}
 		if slot.Reason != "" {
 			lines = append(lines, "          "+slot.Reason)
 		}
