@@ -1,11 +1,6 @@
 package journal
 
-import (
-	"encoding/binary"
-	"fmt"
-	"hash/crc32"
-	"math/bits"
-)
+import "math/bits"
 
 // Content is what the map says of a block.
 type Content uint8
@@ -38,13 +33,31 @@ func (e Entry) sameContent(o Entry) bool {
 	return e.Content == o.Content && (e.Content != Data || e.CRC == o.CRC)
 }
 
+// entrySet is a set of a page's entries.
+type entrySet [RegionBlocks / 64]uint64
+
+func (s *entrySet) add(i int)      { s[i/64] |= 1 << (i % 64) }
+func (s *entrySet) has(i int) bool { return s[i/64]&(1<<(i%64)) != 0 }
+
+func (s *entrySet) len() (n int) {
+	for _, word := range s {
+		n += bits.OnesCount64(word)
+	}
+	return n
+}
+
 // page is the map of one region. Until it is loaded it is an overlay: known
 // has a bit for each entry that was set since, the others are in the store.
 type page struct {
 	region  Region
 	stamp   Stamp // of the region's last change; kept when the page is empty
 	entries [RegionBlocks]Entry
-	known   [RegionBlocks / 64]uint64
+	known   entrySet
+
+	// changed are the entries that differ from the page in the store, if based:
+	// a delta beside it says what they are. See stored.
+	changed entrySet
+	based   bool
 
 	loaded     bool // every entry is known
 	loading    bool // asked for
@@ -66,7 +79,7 @@ func (p *page) evictable() bool {
 	return p.loaded && !p.dirty && !p.frozen && !p.committing && !p.loading
 }
 
-func (p *page) isKnown(i int) bool { return p.loaded || p.known[i/64]&(1<<(i%64)) != 0 }
+func (p *page) isKnown(i int) bool { return p.loaded || p.known.has(i) }
 
 // pageList is an intrusive list, oldest first.
 type pageList struct {
@@ -212,7 +225,7 @@ func (m *blockMap) preserve(p *page) {
 		return
 	}
 	m.frozen.remove(p)
-	shadow := &page{region: p.region, stamp: p.stamp, entries: p.entries, known: p.known, frozen: true}
+	shadow := &page{region: p.region, stamp: p.stamp, entries: p.entries, known: p.known, changed: p.changed, frozen: true}
 	m.frozen.push(shadow)
 	p.frozen, p.shadow = false, shadow
 	m.clean.push(p)
@@ -228,7 +241,8 @@ func (m *blockMap) set(p *page, index int, e Entry) {
 		m.segments.addLive(e, +1)
 	}
 	p.entries[index] = e
-	p.known[index/64] |= 1 << (index % 64)
+	p.known.add(index)
+	p.changed.add(index)
 }
 
 // fill sets count entries from index on to one content without a place.
@@ -238,19 +252,16 @@ func (m *blockMap) fill(p *page, index, count int, c Content) {
 	}
 }
 
-// install completes an overlay with what the store holds; encoded is nil when
-// it holds nothing.
-func (m *blockMap) install(r Region, encoded []byte) error {
+// install completes an overlay with what the store holds.
+func (m *blockMap) install(r Region, encoded storedPage) error {
 	p := m.pages[r]
 	if p == nil || p.loaded {
 		return nil
 	}
 	var stored page
-	if encoded != nil {
-		if err := decodePage(encoded, r, &stored); err != nil {
-			p.loading = false
-			return err
-		}
+	if err := encoded.decode(r, &stored); err != nil {
+		p.loading = false
+		return err
 	}
 	for i := range p.entries {
 		switch {
@@ -277,6 +288,10 @@ func (p *page) complete(stored *page) {
 	if p.stamp.Less(stored.stamp) {
 		p.stamp = stored.stamp
 	}
+	for i := range p.changed {
+		p.changed[i] |= stored.changed[i]
+	}
+	p.based = stored.based
 	p.loaded, p.loading = true, false
 }
 
@@ -314,167 +329,15 @@ func (m *blockMap) thaw(p *page) {
 	}
 }
 
-// committed releases a page after its commit; failed makes it dirty again. A
-// shadow's page is dirty already, for it changed after the freeze.
+// committed releases a page after its commit; failed makes it dirty again, and
+// stored as a whole: nobody knows what is in the store. A shadow's page is dirty
+// already, for it changed after the freeze, and knows all that did before.
 func (m *blockMap) committed(p *page, failed bool) {
 	p.committing = false
-	switch {
-	case !failed:
-	case m.pages[p.region] == p:
+	if failed && m.pages[p.region] == p {
+		p.based = false
 		m.markDirty(p)
 	}
-}
-
-// A stored page. All integers are little-endian.
-//
-//	0 8 region
-//	8 8 generation of the stamp
-//	16 8 LSN of the stamp
-//	24 2 number of runs
-//	26 2 number of places
-//	28   places: segment (4), life (4), each named by its number
-//	     runs: first index (1), length - 1 (1), content (1), place (1), and for
-//	     data first block (2), one CRC32C (4) a block
-//	end  CRC32C (4) of all before
-const (
-	pageFixed    = 28
-	placeFixed   = 8
-	runFixed     = 4
-	runDataFixed = runFixed + 2
-)
-
-// encode appends the page's stored form to b.
-func (p *page) encode(b []byte) []byte {
-	start := len(b)
-	le := binary.LittleEndian
-	b = le.AppendUint64(b, uint64(p.region))
-	b = le.AppendUint64(b, uint64(p.stamp.Generation))
-	b = le.AppendUint64(b, uint64(p.stamp.LSN))
-	countAt, runs := len(b), 0
-	b = append(b, 0, 0, 0, 0)
-	var numbers [RegionBlocks]uint8
-	b = p.encodePlaces(b, &numbers)
-	for i := 0; i < RegionBlocks; {
-		n := p.run(i)
-		if e := p.entries[i]; e.Content != Hole {
-			b = append(b, byte(i), byte(n-1), byte(e.Content), numbers[i])
-			if e.Content == Data {
-				b = le.AppendUint16(b, e.Block)
-				for j := i; j < i+n; j++ {
-					b = le.AppendUint32(b, p.entries[j].CRC)
-				}
-			}
-			runs++
-		}
-		i += n
-	}
-	le.PutUint16(b[countAt:], uint16(runs))
-	return le.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
-}
-
-// encodePlaces appends the segments that the page names, and their number
-// before them; numbers gets, by entry, which one it is.
-func (p *page) encodePlaces(b []byte, numbers *[RegionBlocks]uint8) []byte {
-	le := binary.LittleEndian
-	start := len(b)
-	var seen [2 * RegionBlocks]uint16 // a hash table: number plus one
-	for i := range p.entries {
-		e := &p.entries[i]
-		if e.Content != Data {
-			continue
-		}
-		if i > 0 && p.entries[i-1].Content == Data && p.entries[i-1].Segment == e.Segment && p.entries[i-1].Life == e.Life {
-			numbers[i] = numbers[i-1]
-			continue
-		}
-		for slot := e.Segment; ; slot++ {
-			n := &seen[slot%uint32(len(seen))]
-			if *n == 0 {
-				b = le.AppendUint32(b, e.Segment)
-				b = le.AppendUint32(b, e.Life)
-				*n = uint16((len(b) - start) / placeFixed)
-			}
-			at := start + int(*n-1)*placeFixed
-			if le.Uint32(b[at:]) == e.Segment && le.Uint32(b[at+4:]) == e.Life {
-				numbers[i] = uint8(*n - 1)
-				break
-			}
-		}
-	}
-	le.PutUint16(b[start-2:], uint16((len(b)-start)/placeFixed))
-	return b
-}
-
-// run returns how many entries from i on continue the first one.
-func (p *page) run(i int) int {
-	first, n := p.entries[i], 1
-	for ; i+n < RegionBlocks; n++ {
-		e := p.entries[i+n]
-		if e.Content != first.Content {
-			break
-		}
-		if first.Content == Data && (e.Segment != first.Segment || e.Life != first.Life || e.Block != first.Block+uint16(n)) {
-			break
-		}
-	}
-	return n
-}
-
-// decodePage reads a stored page of region r.
-func decodePage(b []byte, r Region, p *page) error {
-	le := binary.LittleEndian
-	if len(b) < pageFixed+4 {
-		return fmt.Errorf("map page of region %d: %d bytes: %w", r, len(b), ErrNotThis)
-	}
-	body, sum := b[:len(b)-4], le.Uint32(b[len(b)-4:])
-	if crc := crc32.Checksum(body, castagnoli); crc != sum {
-		return fmt.Errorf("map page of region %d: checksum %08x, expected %08x: %w", r, sum, crc, ErrNotThis)
-	}
-	p.region = Region(le.Uint64(b))
-	if p.region != r {
-		return fmt.Errorf("map page of region %d found for region %d: %w", p.region, r, ErrNotThis)
-	}
-	p.stamp = Stamp{Generation(le.Uint64(b[8:])), LSN(le.Uint64(b[16:]))}
-	places := int(le.Uint16(b[26:])) * placeFixed
-	if body = body[pageFixed:]; places > len(body) {
-		return fmt.Errorf("map page of region %d: places are cut off: %w", r, ErrNotThis)
-	}
-	return p.decodeRuns(body[:places], body[places:], int(le.Uint16(b[24:])))
-}
-
-func (p *page) decodeRuns(places, b []byte, runs int) error {
-	le := binary.LittleEndian
-	for range runs {
-		if len(b) < runFixed {
-			return fmt.Errorf("map page of region %d: runs are cut off: %w", p.region, ErrNotThis)
-		}
-		first, n, content := int(b[0]), int(b[1])+1, Content(b[2])
-		if first+n > RegionBlocks || content == Hole || content > Zero {
-			return fmt.Errorf("map page of region %d: run of %d at %d: %w", p.region, n, first, ErrNotThis)
-		}
-		if content == Zero {
-			for i := first; i < first+n; i++ {
-				p.entries[i] = Entry{Content: Zero}
-			}
-			b = b[runFixed:]
-			continue
-		}
-		if len(b) < runDataFixed+4*n {
-			return fmt.Errorf("map page of region %d: checksums are cut off: %w", p.region, ErrNotThis)
-		}
-		place := int(b[3]) * placeFixed
-		if place >= len(places) {
-			return fmt.Errorf("map page of region %d: place %d is not there: %w", p.region, b[3], ErrNotThis)
-		}
-		e := Entry{Segment: le.Uint32(places[place:]), Life: le.Uint32(places[place+4:]), Block: le.Uint16(b[4:]), Content: Data}
-		for i := range n {
-			e.CRC = le.Uint32(b[runDataFixed+4*i:])
-			p.entries[first+i] = e
-			e.Block++
-		}
-		b = b[runDataFixed+4*n:]
-	}
-	return nil
 }
 
 // regionSet is a set of regions, in chunks that are stored as they are: 32,768

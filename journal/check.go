@@ -145,9 +145,9 @@ func (c *Check) regions() ([]Region, error) {
 
 // pages verifies the map of some regions.
 func (c *Check) pages(regions []Region) error {
-	keys := make([][]byte, len(regions))
-	for i, g := range regions {
-		keys[i] = pageKey(c.Of.Lane.cfg.ID.Shard, g)
+	var keys [][]byte
+	for _, g := range regions {
+		keys = storedPageKeys(keys, c.Of.Lane.cfg.ID.Shard, g)
 	}
 	values, err := c.Of.source.Load(keys)
 	if err != nil {
@@ -155,11 +155,9 @@ func (c *Check) pages(regions []Region) error {
 	}
 	for i, g := range regions {
 		var p page
-		if values[i] != nil {
-			if err := decodePage(values[i], g, &p); err != nil {
-				c.Found(fmt.Sprintf("region %d", g), err)
-				continue
-			}
+		if err := storedPageAt(values, i).decode(g, &p); err != nil {
+			c.Found(fmt.Sprintf("region %d", g), err)
+			continue
 		}
 		c.overlay(&p, c.Of.Lane.blocks.pages[g])
 		c.page(g, &p)

@@ -17,11 +17,13 @@ import (
 //
 //	'l' shard           the lane record: see laneRecord
 //	'p' shard region    a map page
+//	'd' shard region    what changed in it since
 //	's' shard segment   an entry of the segment table
 //	'b' shard chunk     which of 32,768 regions have a page: a bit for each
 const (
 	keyLane    = 'l'
 	keyPage    = 'p'
+	keyDelta   = 'd'
 	keySegment = 's'
 	keyChunk   = 'b'
 )
@@ -154,7 +156,8 @@ func (c *checkpoint) put(key, value []byte) {
 
 // encodePage adds a frozen page to the checkpoint.
 func (l *Lane) encodePage(p *page) {
-	l.ckpt.put(pageKey(l.cfg.ID.Shard, p.region), p.encode(nil))
+	pairs, n := p.store(l.cfg.ID.Shard)
+	l.ckpt.op.Pairs = append(l.ckpt.op.Pairs, pairs[:n]...)
 	l.ckpt.pages = append(l.ckpt.pages, p)
 	l.blocks.thaw(p)
 	l.noteStored(p.region)
@@ -248,7 +251,8 @@ type replayPosition struct {
 }
 
 const (
-	laneRecordVersion = 2
+	laneRecordVersion = 3
+	laneRecordOldest  = 2 // had no deltas
 	laneRecordSize    = 36
 )
 
@@ -275,8 +279,8 @@ func (r laneRecord) encode() []byte {
 func decodeLaneRecord(b []byte) (r laneRecord, err error) {
 	le := binary.LittleEndian
 	if len(b) >= 2 {
-		if v := le.Uint16(b); v != laneRecordVersion {
-			return r, fmt.Errorf("lane record version %d, expected %d: %w", v, laneRecordVersion, ErrVersion)
+		if v := le.Uint16(b); v < laneRecordOldest || v > laneRecordVersion {
+			return r, fmt.Errorf("lane record version %d, expected %d to %d: %w", v, laneRecordOldest, laneRecordVersion, ErrVersion)
 		}
 	}
 	if len(b) != laneRecordSize {
@@ -292,8 +296,11 @@ func laneKey(shard uint16) []byte {
 	return binary.BigEndian.AppendUint16([]byte{keyLane}, shard)
 }
 
-func pageKey(shard uint16, r Region) []byte {
-	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint16([]byte{keyPage}, shard), uint64(r))
+func pageKey(shard uint16, r Region) []byte  { return regionKey(keyPage, shard, r) }
+func deltaKey(shard uint16, r Region) []byte { return regionKey(keyDelta, shard, r) }
+
+func regionKey(kind byte, shard uint16, r Region) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint16([]byte{kind}, shard), uint64(r))
 }
 
 func segmentKey(shard uint16, index uint32) []byte {

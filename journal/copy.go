@@ -62,14 +62,14 @@ func (r *Recovery) page(g Region) (*page, error) {
 	if p.loaded {
 		return p, nil
 	}
-	values, err := r.source.Load([][]byte{pageKey(r.Lane.cfg.ID.Shard, g)})
+	values, err := r.source.Load(storedPageKeys(nil, r.Lane.cfg.ID.Shard, g))
 	if err != nil {
 		return nil, err
 	}
 	if i := slices.Index(b.wanted, g); i >= 0 {
 		b.wanted = slices.Delete(b.wanted, i, i+1)
 	}
-	return p, b.install(g, values[0])
+	return p, b.install(g, storedPageAt(values, 0))
 }
 
 // Copy makes the region what it is in from. Blocks that are the same by

@@ -70,7 +70,20 @@ func goldenPage() (*page, []byte) {
 	p.entries[3] = Entry{Segment: 7, Life: 9, Block: 23, Content: Data, CRC: 0xc0ffee03}
 	p.entries[4], p.entries[5] = Entry{Content: Zero}, Entry{Content: Zero}
 	p.entries[255] = Entry{Segment: 1, Life: 2, Block: 0xffff, Content: Data, CRC: 5}
-	return p, p.encode(nil)
+	return p, p.encode(nil, nil)
+}
+
+// goldenDelta is over goldenPage: an entry with a place, a trimmed one, and zeros.
+func goldenDelta() (changed entrySet, p *page, encoded []byte) {
+	p, _ = goldenPage()
+	p.stamp = Stamp{3, 0x1112}
+	p.entries[1] = Entry{Segment: 9, Life: 10, Block: 77, Content: Data, CRC: 0xc0ffee10}
+	p.entries[2] = Entry{Content: Hole}
+	p.entries[254] = Entry{Content: Zero}
+	for _, i := range []int{1, 2, 254} {
+		changed.add(i)
+	}
+	return changed, p, p.encode(nil, &changed)
 }
 
 func goldenSegment() (*segmentInfo, []byte) {
@@ -96,8 +109,10 @@ func TestGolden(t *testing.T) {
 	golden(t, "header.v1", headerBlock)
 	golden(t, "superblock.v1", superblockBlock)
 	golden(t, "page.v2", pageBytes)
+	changed, patched, deltaBytes := goldenDelta()
+	golden(t, "delta.v3", deltaBytes)
 	golden(t, "segment.v1", segmentBytes)
-	golden(t, "lane.v2", laneBytes)
+	golden(t, "lane.v3", laneBytes)
 
 	var gotD descriptor
 	if err := decodeDescriptor(descriptorBlock, d.position, &gotD); err != nil || gotD.epoch != d.epoch || gotD.generation != d.generation ||
@@ -113,8 +128,12 @@ func TestGolden(t *testing.T) {
 		t.Errorf("superblock decodes to %+v, %v", gotS, err)
 	}
 	var gotP page
-	if err := decodePage(pageBytes, p.region, &gotP); err != nil || gotP.entries != p.entries || gotP.stamp != p.stamp {
+	if err := decodePage(pageBytes, p.region, &gotP, nil); err != nil || gotP.entries != p.entries || gotP.stamp != p.stamp {
 		t.Errorf("page decodes to %+v, %v", gotP, err)
+	}
+	gotP = page{}
+	if err := (storedPage{pageBytes, deltaBytes}).decode(p.region, &gotP); err != nil || gotP.entries != patched.entries || gotP.stamp != patched.stamp || gotP.changed != changed {
+		t.Errorf("page and delta decode to %+v, %v", gotP, err)
 	}
 	g.dirty = false
 	if gotG, err := decodeSegment(4, segmentBytes); err != nil || *gotG != *g {
@@ -122,6 +141,10 @@ func TestGolden(t *testing.T) {
 	}
 	if gotR, err := decodeLaneRecord(laneBytes); err != nil || gotR != r {
 		t.Errorf("lane record decodes to %+v, %v", gotR, err)
+	}
+	laneBytes[0] = 2 // that there were no deltas is all that was different
+	if gotR, err := decodeLaneRecord(laneBytes); err != nil || gotR != r {
+		t.Errorf("lane record of version 2 decodes to %+v, %v", gotR, err)
 	}
 }
 

@@ -106,21 +106,28 @@ func FuzzSuperblock(f *testing.F) {
 
 func FuzzPage(f *testing.F) {
 	p, encoded := goldenPage()
-	f.Add(encoded[:len(encoded)-4], uint64(p.region))
-	f.Add((&page{}).encode(nil), uint64(0))
-	f.Fuzz(func(t *testing.T, data []byte, region uint64) {
-		var raw, got, again page
-		if err := decodePage(data, Region(region), &raw); !known(err) {
+	f.Add(encoded[:len(encoded)-4], uint64(p.region), false)
+	_, _, delta := goldenDelta()
+	f.Add(delta[:len(delta)-4], uint64(p.region), true)
+	f.Add((&page{}).encode(nil, nil), uint64(0), false)
+	f.Fuzz(func(t *testing.T, data []byte, region uint64, isDelta bool) {
+		var got, again page
+		var changed, changedAgain *entrySet
+		if isDelta {
+			changed, changedAgain = new(entrySet), new(entrySet)
+		}
+		if err := decodePage(data, Region(region), &page{}, changed); !known(err) {
 			t.Fatal(err)
 		}
-		err := decodePage(sealBytes(data), Region(region), &got)
+		err := decodePage(sealBytes(data), Region(region), &got, changed)
 		if !known(err) {
 			t.Fatal(err)
 		}
 		if err != nil {
 			return
 		}
-		if err := decodePage(got.encode(nil), Region(region), &again); err != nil || again.entries != got.entries || again.stamp != got.stamp {
+		err = decodePage(got.encode(nil, changed), Region(region), &again, changedAgain)
+		if err != nil || again.entries != got.entries || again.stamp != got.stamp || isDelta && *changedAgain != *changed {
 			t.Fatalf("read back differs: %v", err)
 		}
 	})

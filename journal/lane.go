@@ -324,7 +324,7 @@ func (l *Lane) load(now time.Duration) {
 	b.wanted = append(b.wanted[:0], b.wanted[n:]...)
 	op.Keys, op.Values = op.Keys[:0], nil
 	for _, r := range op.regions {
-		op.Keys = append(op.Keys, pageKey(l.cfg.ID.Shard, r))
+		op.Keys = storedPageKeys(op.Keys, l.cfg.ID.Shard, r)
 	}
 	op.busy, op.issued, op.Err = true, now, nil
 	l.exec.Load(op)
@@ -338,7 +338,7 @@ func (l *Lane) loaded(now time.Duration) {
 		if err != nil {
 			break
 		}
-		err = l.blocks.install(r, op.Values[i])
+		err = l.blocks.install(r, storedPageAt(op.Values, i))
 	}
 	if err == nil {
 		l.loadFails = 0

@@ -1,0 +1,226 @@
+package journal
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+)
+
+// A page is stored as a whole, and what changed since in a delta beside it, which
+// holds the present entries of all that ever changed; once they are too many, the
+// page is stored again. A checkpoint of a log that is written at random changes a
+// few entries of every page: deltas make it several times smaller.
+//
+// Both have the same form. All integers are little-endian.
+//
+//	0 8 region
+//	8 8 generation of the stamp
+//	16 8 LSN of the stamp
+//	24 2 number of runs
+//	26 2 number of places
+//	28   places: segment (4), life (4), each named by its number
+//	     runs: first index (1), length - 1 (1), content (1), place (1), and for
+//	     data first block (2), one CRC32C (4) a block
+//	end  CRC32C (4) of all before
+//
+// What no run of a whole page covers is a hole; in a delta, it is unchanged.
+const (
+	pageFixed    = 28
+	placeFixed   = 8
+	runFixed     = 4
+	runDataFixed = runFixed + 2
+)
+
+// mostChanged is how many entries a delta holds at most.
+const mostChanged = RegionBlocks / 4
+
+// storedPage is what the store holds of a region: the page and its delta, each
+// nil when there is none.
+type storedPage struct{ whole, delta []byte }
+
+// storedPageKeys appends the keys under which the store has a region.
+func storedPageKeys(keys [][]byte, shard uint16, r Region) [][]byte {
+	return append(keys, pageKey(shard, r), deltaKey(shard, r))
+}
+
+// storedPageAt returns the i-th region of the values that the store returned for
+// storedPageKeys.
+func storedPageAt(values [][]byte, i int) storedPage {
+	return storedPage{whole: values[2*i], delta: values[2*i+1]}
+}
+
+// decode reads what the store holds of region r.
+func (s storedPage) decode(r Region, p *page) error {
+	if s.whole == nil {
+		if s.delta != nil {
+			return fmt.Errorf("map page of region %d: there is only a delta: %w", r, ErrNotThis)
+		}
+		return nil
+	}
+	if err := decodePage(s.whole, r, p, nil); err != nil {
+		return err
+	}
+	p.based = true
+	if s.delta == nil {
+		return nil
+	}
+	if err := decodePage(s.delta, r, p, &p.changed); err != nil {
+		return fmt.Errorf("delta: %w", err)
+	}
+	return nil
+}
+
+// store returns the pairs that make the store hold the page, and takes note of
+// what it holds then.
+func (p *page) store(shard uint16) (pairs [2]Pair, n int) {
+	if p.based && p.changed.len() <= mostChanged {
+		pairs[0] = Pair{deltaKey(shard, p.region), p.encode(nil, &p.changed)}
+		return pairs, 1
+	}
+	pairs[0] = Pair{pageKey(shard, p.region), p.encode(nil, nil)}
+	pairs[1] = Pair{deltaKey(shard, p.region), nil}
+	p.based, p.changed = true, entrySet{}
+	return pairs, 2
+}
+
+// encode appends the page's stored form to b: of those entries alone, as a delta,
+// unless only is nil.
+func (p *page) encode(b []byte, only *entrySet) []byte {
+	start := len(b)
+	le := binary.LittleEndian
+	b = le.AppendUint64(b, uint64(p.region))
+	b = le.AppendUint64(b, uint64(p.stamp.Generation))
+	b = le.AppendUint64(b, uint64(p.stamp.LSN))
+	countAt, runs := len(b), 0
+	b = append(b, 0, 0, 0, 0)
+	var numbers [RegionBlocks]uint8
+	b = p.encodePlaces(b, &numbers, only)
+	for i := 0; i < RegionBlocks; {
+		n := p.run(i, only)
+		if e := p.entries[i]; only == nil && e.Content != Hole || only != nil && only.has(i) {
+			b = append(b, byte(i), byte(n-1), byte(e.Content), numbers[i])
+			if e.Content == Data {
+				b = le.AppendUint16(b, e.Block)
+				for j := i; j < i+n; j++ {
+					b = le.AppendUint32(b, p.entries[j].CRC)
+				}
+			}
+			runs++
+		}
+		i += n
+	}
+	le.PutUint16(b[countAt:], uint16(runs))
+	return le.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
+}
+
+// encodePlaces appends the segments that the page names, and their number
+// before them; numbers gets, by entry, which one it is.
+func (p *page) encodePlaces(b []byte, numbers *[RegionBlocks]uint8, only *entrySet) []byte {
+	le := binary.LittleEndian
+	start := len(b)
+	var seen [2 * RegionBlocks]uint16 // a hash table: number plus one
+	last := -1
+	for i := range p.entries {
+		e := &p.entries[i]
+		if e.Content != Data || only != nil && !only.has(i) {
+			continue
+		}
+		if last >= 0 && p.entries[last].Segment == e.Segment && p.entries[last].Life == e.Life {
+			numbers[i], last = numbers[last], i
+			continue
+		}
+		last = i
+		for slot := e.Segment; ; slot++ {
+			n := &seen[slot%uint32(len(seen))]
+			if *n == 0 {
+				b = le.AppendUint32(b, e.Segment)
+				b = le.AppendUint32(b, e.Life)
+				*n = uint16((len(b) - start) / placeFixed)
+			}
+			at := start + int(*n-1)*placeFixed
+			if le.Uint32(b[at:]) == e.Segment && le.Uint32(b[at+4:]) == e.Life {
+				numbers[i] = uint8(*n - 1)
+				break
+			}
+		}
+	}
+	le.PutUint16(b[start-2:], uint16((len(b)-start)/placeFixed))
+	return b
+}
+
+// run returns how many entries from i on continue the first one, and are in or
+// out of the set like it.
+func (p *page) run(i int, only *entrySet) int {
+	first, n := p.entries[i], 1
+	for ; i+n < RegionBlocks; n++ {
+		e := p.entries[i+n]
+		if e.Content != first.Content || only != nil && only.has(i+n) != only.has(i) {
+			break
+		}
+		if first.Content == Data && (e.Segment != first.Segment || e.Life != first.Life || e.Block != first.Block+uint16(n)) {
+			break
+		}
+	}
+	return n
+}
+
+// decodePage reads a stored page of region r, or a delta over the page, whose
+// entries are added to the set.
+func decodePage(b []byte, r Region, p *page, delta *entrySet) error {
+	le := binary.LittleEndian
+	if len(b) < pageFixed+4 {
+		return fmt.Errorf("map page of region %d: %d bytes: %w", r, len(b), ErrNotThis)
+	}
+	body, sum := b[:len(b)-4], le.Uint32(b[len(b)-4:])
+	if crc := crc32.Checksum(body, castagnoli); crc != sum {
+		return fmt.Errorf("map page of region %d: checksum %08x, expected %08x: %w", r, sum, crc, ErrNotThis)
+	}
+	p.region = Region(le.Uint64(b))
+	if p.region != r {
+		return fmt.Errorf("map page of region %d found for region %d: %w", p.region, r, ErrNotThis)
+	}
+	p.stamp = Stamp{Generation(le.Uint64(b[8:])), LSN(le.Uint64(b[16:]))}
+	places := int(le.Uint16(b[26:])) * placeFixed
+	if body = body[pageFixed:]; places > len(body) {
+		return fmt.Errorf("map page of region %d: places are cut off: %w", r, ErrNotThis)
+	}
+	return p.decodeRuns(body[:places], body[places:], int(le.Uint16(b[24:])), delta)
+}
+
+func (p *page) decodeRuns(places, b []byte, runs int, delta *entrySet) error {
+	le := binary.LittleEndian
+	for range runs {
+		if len(b) < runFixed {
+			return fmt.Errorf("map page of region %d: runs are cut off: %w", p.region, ErrNotThis)
+		}
+		first, n, content := int(b[0]), int(b[1])+1, Content(b[2])
+		if first+n > RegionBlocks || content == Hole && delta == nil || content > Zero {
+			return fmt.Errorf("map page of region %d: run of %d at %d: %w", p.region, n, first, ErrNotThis)
+		}
+		for i := first; delta != nil && i < first+n; i++ {
+			delta.add(i)
+		}
+		if content != Data {
+			for i := first; i < first+n; i++ {
+				p.entries[i] = Entry{Content: content}
+			}
+			b = b[runFixed:]
+			continue
+		}
+		if len(b) < runDataFixed+4*n {
+			return fmt.Errorf("map page of region %d: checksums are cut off: %w", p.region, ErrNotThis)
+		}
+		place := int(b[3]) * placeFixed
+		if place >= len(places) {
+			return fmt.Errorf("map page of region %d: place %d is not there: %w", p.region, b[3], ErrNotThis)
+		}
+		e := Entry{Segment: le.Uint32(places[place:]), Life: le.Uint32(places[place+4:]), Block: le.Uint16(b[4:]), Content: Data}
+		for i := range n {
+			e.CRC = le.Uint32(b[runDataFixed+4*i:])
+			p.entries[first+i] = e
+			e.Block++
+		}
+		b = b[runDataFixed+4*n:]
+	}
+	return nil
+}

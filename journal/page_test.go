@@ -1,0 +1,110 @@
+package journal
+
+import (
+	"math/rand/v2"
+	"testing"
+)
+
+// pageStore is a store of a few pages. A commit may fail, and then be there or
+// not.
+type pageStore map[string][]byte
+
+func (s pageStore) apply(pairs []Pair) {
+	for _, p := range pairs {
+		if p.Value == nil {
+			delete(s, string(p.Key))
+		} else {
+			s[string(p.Key)] = p.Value
+		}
+	}
+}
+
+func (s pageStore) page(t *testing.T, r Region) *page {
+	t.Helper()
+	values := make([][]byte, 0, 2)
+	for _, key := range storedPageKeys(nil, 0, r) {
+		values = append(values, s[string(key)])
+	}
+	p := &page{}
+	if err := storedPageAt(values, 0).decode(r, p); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// TestDeltas changes pages at random, a few entries or many, between checkpoints
+// of which some fail, with or without having been stored; pages are evicted and
+// come back, some of them while they are being stored. After every checkpoint that
+// succeeds the store holds what the pages were when it began.
+func TestDeltas(t *testing.T) {
+	for seed := range uint64(200) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		const regions = 3
+		store := pageStore{}
+		table := newSegmentTable()
+		table.add(&segmentInfo{index: 1, life: 1, live: 1 << 20})
+		var pairs []Pair
+		var encoded []*page
+		m := newBlockMap(16, table)
+		m.encodeNow = func(p *page) {
+			stored, n := p.store(0)
+			pairs, encoded = append(pairs, stored[:n]...), append(encoded, p)
+			m.thaw(p)
+			m.stored.add(p.region)
+		}
+		var want [regions][RegionBlocks]Entry
+		change := func(most int) {
+			r := Region(rng.IntN(regions))
+			p := m.touch(r, Stamp{})
+			for range rng.IntN(most) {
+				i := rng.IntN(RegionBlocks)
+				want[r][i] = Entry{Content: Content(rng.IntN(3))}
+				if want[r][i].Content == Data {
+					want[r][i] = Entry{Segment: 1, Life: 1, Block: uint16(rng.IntN(500)), Content: Data, CRC: rng.Uint32()}
+				}
+				m.set(p, i, want[r][i])
+			}
+		}
+		load := func(r Region) {
+			keys := storedPageKeys(nil, 0, r)
+			if err := m.install(r, storedPage{store[string(keys[0])], store[string(keys[1])]}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 60 {
+			change([]int{4, 20, 200}[rng.IntN(3)])
+			if r := Region(rng.IntN(regions)); rng.IntN(3) == 0 && m.pages[r] != nil && m.pages[r].evictable() {
+				m.clean.remove(m.pages[r])
+				delete(m.pages, r)
+			}
+			if rng.IntN(2) == 0 {
+				continue
+			}
+			begun := want
+			pairs, encoded = nil, nil
+			m.freeze()
+			for m.frozen.oldest != nil {
+				if rng.IntN(3) == 0 {
+					change(10)
+				} else if p := m.frozen.oldest; p.loaded {
+					m.encodeNow(p)
+				} else {
+					load(p.region)
+				}
+			}
+			failed := rng.IntN(4) == 0
+			if !failed || rng.IntN(2) == 0 {
+				store.apply(pairs)
+			}
+			for _, p := range encoded {
+				m.committed(p, failed)
+			}
+			for r := range Region(regions) {
+				if p := store.page(t, r); !failed && p.entries != begun[r] {
+					t.Fatalf("seed %d: region %d is not what it was when the checkpoint began", seed, r)
+				}
+			}
+			m.wanted = nil
+		}
+	}
+}
