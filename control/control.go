@@ -173,10 +173,10 @@ type Inflight struct {
 	OffsetBytes uint64  `json:"offset_bytes"`
 	LengthBytes uint64  `json:"length_bytes"`
 	Shard       int     `json:"shard"`
-	Stage       string  `json:"stage"`             // where it is, such as 'replicate'
+	Stage       string  `json:"stage"`             // where it is: 'admission', where it holds nothing yet, or 'shard'
 	AgeSeconds  float64 `json:"age_seconds"`       // in all
 	StageAge    float64 `json:"stage_age_seconds"` // in this stage
-	Waiting     string  `json:"waiting,omitempty"` // for what, such as 'slot 2'
+	Waiting     string  `json:"waiting,omitempty"` // for what, such as 'log space'
 }
 
 // Event is something worth telling that happened to the volume.

@@ -292,6 +292,46 @@ func (l *line) any() *part {
 	return nil
 }
 
+// What parts wait for in the line.
+const (
+	forLogSpace = "log space"
+	forMemory   = "memory"
+)
+
+// each calls fn for at most a number of parts, with what they wait for: the
+// first of every client's, then their second, and so on.
+func (l *line) each(now time.Duration, most int, fn func(p *part, what string)) {
+	for depth := 0; ; depth++ {
+		any := false
+		for i := range l.gates {
+			g := &l.gates[i]
+			for _, f := range g.flows {
+				if depth >= len(f.parts) {
+					continue
+				}
+				if most--; most < 0 {
+					return
+				}
+				any = true
+				fn(f.parts[depth], l.lacks(now, g))
+			}
+		}
+		if !any {
+			return
+		}
+	}
+}
+
+// lacks tells what keeps those at a gate waiting. Writes that enter at the pace
+// of a short log wait for space also when one of them may enter now.
+func (l *line) lacks(now time.Duration, g *gate) string {
+	pressure := l.supply.pressure(g.shard)
+	if g.opens(now, pressure) > now || !g.ranged && pressure > 0 && !l.starved {
+		return forLogSpace
+	}
+	return forMemory
+}
+
 // wake returns when to look again though nothing has happened: at the next
 // deadline, or earlier for those who waited for log space when next last looked;
 // at once when there is some meanwhile. Who waits for pages is woken when pages

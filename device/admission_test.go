@@ -207,6 +207,9 @@ func (c *crowd) nobodyForgotten(r *rand.Rand) {
 		c.now += time.Duration(r.IntN(int(2 * time.Millisecond)))
 	}
 	c.press(r)
+	if r.IntN(16) == 0 {
+		c.told(r.IntN(2 * len(c.waiting)))
+	}
 	wake := c.line.wake(c.now)
 	for p := range c.waiting {
 		level := c.store.level[p.shard]
@@ -217,6 +220,38 @@ func (c *crowd) nobodyForgotten(r *rand.Rand) {
 			c.t.Fatalf("it wakes after %v although somebody waits for log space", wake-c.now)
 		case level == 0 && c.store.free >= c.store.reserve+64 && wake > c.now:
 			c.t.Fatalf("it wakes after %v although log space came", wake-c.now)
+		}
+	}
+}
+
+// told holds that each who waits is told of, once, with what it waits for, but
+// for those who are too many: then nobody's second part comes before somebody's
+// first at the same gate.
+func (c *crowd) told(most int) {
+	told := map[*part]bool{}
+	count := map[place]int{}
+	c.line.each(c.now, most, func(p *part, what string) {
+		if _, waits := c.waiting[p]; !waits || told[p] {
+			c.t.Fatalf("told of a part that does not wait, or twice: %+v", p.ticket)
+		}
+		told[p] = true
+		count[placeOf(p)]++
+		level := c.store.level[p.shard]
+		if level == 0 && what != forMemory || level == shard.Full && !p.ranged && what != forLogSpace {
+			c.t.Fatalf("at pressure %d it is said to wait for %s: %+v", level, what, p.ticket)
+		}
+	})
+	if len(told) != min(most, len(c.waiting)) {
+		c.t.Fatalf("told of %d parts, at most %d, of %d", len(told), most, len(c.waiting))
+	}
+	for p := range c.waiting {
+		if told[p] {
+			continue
+		}
+		for _, n := range count {
+			if n > count[placeOf(p)]+1 {
+				c.t.Fatalf("told of %d parts of one client, and of %d of another", n, count[placeOf(p)])
+			}
 		}
 	}
 }

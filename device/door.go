@@ -59,10 +59,22 @@ func (o *door) enter(p *part) bool {
 // park lets a part wait that could not enter.
 func (o *door) park(p *part) {
 	o.mu.Lock()
+	p.since = o.device.now()
 	o.line.park(p)
 	o.waiting.Store(int32(o.line.length))
 	o.mu.Unlock()
 	o.notify()
+}
+
+// inflight calls fn for at most a number of those who wait, with their shard.
+func (o *door) inflight(most int, fn func(w shard.Waiting, shard int)) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.line.each(o.device.now(), most, func(p *part, what string) {
+		fn(shard.Waiting{
+			Op: p.Op, LBA: p.LBA, Skip: p.Skip, Length: p.Length, For: what, Since: p.since, Deadline: p.Deadline,
+		}, p.shard)
+	})
 }
 
 // notify lets the door's goroutine look again. It never blocks, for shards

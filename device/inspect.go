@@ -122,26 +122,45 @@ type InflightPart struct {
 	Op     string
 	Offset uint64 // bytes
 	Length int    // bytes
-	Stage  string
+	Stage  string // where it is
+	Waits  string // for what
 	Age    time.Duration
+	// StageAge is how long it has been there; Age where that is not known.
+	StageAge time.Duration
 }
 
-// maxInflight bounds what Inflight lists by shard.
+// The stages of a part.
+const (
+	inAdmission = "admission" // at the door
+	inShard     = "shard"
+)
+
+// maxInflight bounds what Inflight lists by shard, and of those at the door.
 const maxInflight = 256
 
-// Inflight lists what has not completed, the oldest first.
+// Inflight lists what has not completed, the oldest first. A part that enters
+// its shard meanwhile may be listed twice, but none is left out.
 func (d *Device) Inflight() []InflightPart {
+	now := d.now()
 	var all []InflightPart
-	now := time.Since(d.epoch)
-	n := 0
+	add := func(w shard.Waiting, i int, stage string) {
+		p := InflightPart{
+			Shard: i, Op: w.Op.String(), Offset: uint64(w.LBA)*blockBytes + uint64(w.Skip), Length: w.Length,
+			Stage: stage, Waits: w.For, Age: now - (w.Deadline - d.opt.Deadline),
+		}
+		p.StageAge = p.Age
+		if w.Since != 0 {
+			p.StageAge = now - w.Since
+		}
+		all = append(all, p)
+	}
+	d.door.inflight(maxInflight, func(w shard.Waiting, i int) { add(w, i, inAdmission) })
+	i := 0
 	d.inspect(func(v *shard.View) {
 		for _, w := range v.Inflight(nil, maxInflight) {
-			all = append(all, InflightPart{
-				Shard: n, Op: w.Op.String(), Offset: uint64(w.LBA) * blockBytes, Length: w.Length, Stage: w.Stage,
-				Age: d.opt.Deadline - (w.Deadline - now),
-			})
+			add(w, i, inShard)
 		}
-		n++
+		i++
 	})
 	slices.SortFunc(all, func(a, b InflightPart) int { return cmp.Compare(b.Age, a.Age) })
 	return all

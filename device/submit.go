@@ -31,7 +31,8 @@ type part struct {
 	shard.Part
 	ticket
 	request *Request
-	parked  []byte // payload while it waits at the door
+	parked  []byte        // payload while it waits at the door
+	since   time.Duration // when it came to wait there
 }
 
 // Submit starts a request. It never waits: a write for which there is no room in

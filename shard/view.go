@@ -51,8 +51,10 @@ func (v *View) Last() journal.LSN { return v.core.window.Last() }
 type Waiting struct {
 	Op       Op
 	LBA      journal.LBA
-	Length   int
-	Stage    string        // what it waits for
+	Skip     int           // bytes of the first block before the part
+	Length   int           // bytes
+	For      string        // what it waits for
+	Since    time.Duration // when it began to wait for that, on the shard's clock; 0: not known
 	Deadline time.Duration // on the shard's clock
 }
 
@@ -60,12 +62,16 @@ type Waiting struct {
 func (v *View) Inflight(to []Waiting, max int) []Waiting {
 	c := v.core
 	queues := [...]struct {
-		list  *partList
-		stage string
+		list *partList
+		what string
 	}{{&c.waiting, "durability"}, {&c.unmapped, "map page"}, {&c.queued, "free read"}, {&c.reading, "disk read"}}
 	for _, q := range queues {
 		for p := q.list.oldest; p != nil && len(to) < max; p = p.newer {
-			to = append(to, Waiting{p.Op, p.LBA, p.Length, q.stage, p.Deadline})
+			w := Waiting{Op: p.Op, LBA: p.LBA, Skip: p.Skip, Length: p.Length, For: q.what, Deadline: p.Deadline}
+			if q.list == &c.waiting {
+				w.Since = p.since
+			}
+			to = append(to, w)
 		}
 	}
 	return to

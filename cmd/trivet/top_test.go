@@ -78,6 +78,7 @@ func TestScreens(t *testing.T) {
 			var out strings.Builder
 			printInflight(&out, []control.Inflight{
 				{Op: "write", OffsetBytes: 0x3a000, LengthBytes: 4096, Stage: "replicate", AgeSeconds: 5.2, Waiting: "slot 2"},
+				{Op: "write", OffsetBytes: 0x3b000, LengthBytes: 512, Stage: "admission", AgeSeconds: 1.5, Waiting: "log space"},
 				{Op: "flush", Stage: "sync", AgeSeconds: 0.012},
 			})
 			return out.String()

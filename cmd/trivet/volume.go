@@ -155,13 +155,13 @@ func slotStatus(s device.SlotSnapshot, errs []device.ErrorCount) control.Slot {
 	return out
 }
 
-// Inflight translates what the shards have under way.
+// Inflight translates what waits at the door and in the shards.
 func (v volume) Inflight() []control.Inflight {
 	var out []control.Inflight
 	for _, p := range v.Device.Inflight() {
 		out = append(out, control.Inflight{
 			Op: p.Op, OffsetBytes: p.Offset, LengthBytes: uint64(p.Length), Shard: p.Shard, Stage: p.Stage,
-			AgeSeconds: p.Age.Seconds(), StageAge: p.Age.Seconds(), Waiting: p.Stage,
+			AgeSeconds: p.Age.Seconds(), StageAge: p.StageAge.Seconds(), Waiting: p.Waits,
 		})
 	}
 	return out
