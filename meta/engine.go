@@ -178,9 +178,10 @@ func badgerOptions(dir string, opt BadgerOptions) badger.Options {
 	o.NumMemtables = 1
 	o.BaseTableSize = 4 << 20
 	o.BaseLevelSize = 64 << 20
-	o.ValueLogFileSize = 1 << 20 // never written: every value is below the threshold
-	o.ValueThreshold = 128 << 10 // above MaxValueBytes and our checksum
-	o.NumCompactors = 0          // they poll 20 times a second; compact runs them when needed
+	o.ValueLogFileSize = 1 << 20         // never written: every value is below the threshold
+	o.ValueThreshold = 128 << 10         // above MaxValueBytes and our checksum
+	o.NumCompactors = 0                  // they poll 20 times a second; compact runs them when needed
+	o.NumLevelZeroTables = compactAt - 1 // more than these, and Flatten has something to do
 	o.NumLevelZeroTablesStall = 1 << 20
 	return o
 }
