@@ -7,8 +7,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"trivet/device"
 )
@@ -158,6 +162,69 @@ func TestCheckFindsOneFlippedByte(t *testing.T) {
 	defer flipAt(t, overwritten, at+8)()
 	if printed, status := check(t, dir); status != exitOK {
 		t.Errorf("a block that is nobody's any more: exit %d\n%s", status, printed)
+	}
+}
+
+// cached tells whether the page cache holds any of a file. A read that must not
+// wait would not tell: the kernel reads ahead before it gives up.
+func cached(t *testing.T, path string) bool {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mapped, err := unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(mapped)
+	pages := make([]byte, (len(mapped)+os.Getpagesize()-1)/os.Getpagesize())
+	_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&mapped[0])), uintptr(len(mapped)), uintptr(unsafe.Pointer(&pages[0])))
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	return slices.ContainsFunc(pages, func(state byte) bool { return state&1 != 0 })
+}
+
+// TestCheckReadsTheDisk: a check goes by the page cache, and must not be told by
+// it what somebody read before.
+func TestCheckReadsTheDisk(t *testing.T) {
+	slot := filepath.Join(writtenVolume(t), "slot-1")
+	paths, err := filepath.Glob(filepath.Join(slot, "log", "*"))
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("%d log files, %v", len(paths), err)
+	}
+	paths = append(paths, filepath.Join(slot, "superblock"))
+	for _, path := range paths {
+		if _, err := os.ReadFile(path); err != nil {
+			t.Fatal(err)
+		}
+		if !cached(t, path) {
+			t.Skipf("%s was read, and is not cached", path)
+		}
+	}
+	read := 0
+	files, err := openToCheck(slot, func(sizeBytes int) { read += sizeBytes })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		if cached(t, path) {
+			t.Errorf("%s is cached", path)
+		}
+	}
+	f, err := files.Open("superblock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Read([][]byte{make([]byte, blockBytes), make([]byte, blockBytes)}, 0); err != nil || read != 2*blockBytes {
+		t.Errorf("%d bytes were counted, %v", read, err)
 	}
 }
 

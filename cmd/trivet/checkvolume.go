@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"time"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 
@@ -58,24 +58,24 @@ func newCheckCommand() *cobra.Command {
 
 // volumeCheck prints what is found in a volume at rest.
 type volumeCheck struct {
-	out, progress   io.Writer
+	out             io.Writer
+	progress        *progress
 	findings, notes int
-	sizeBytes       uint64 // of data verified
-	said            time.Time
+	verifiedBytes   atomic.Uint64 // of data
+	readBytes       atomic.Uint64 // of logs and superblocks, some of it more than once
 }
-
-// sayEvery is the time between two lines of progress.
-const sayEvery = 2 * time.Second
 
 // checkVolume verifies a volume that nobody serves and prints what it finds.
 // The error wraps errFindings when something is wrong in it.
-func checkVolume(ctx context.Context, o VolumeOptions, out, progress io.Writer) (err error) {
-	c := &volumeCheck{out: out, progress: progress, said: time.Now()}
+func checkVolume(ctx context.Context, o VolumeOptions, out, stderr io.Writer) (err error) {
+	c := &volumeCheck{out: out, progress: newProgress(stderr)}
 	slots, err := c.open(ctx, slotDirs(o))
 	defer func() {
+		c.progress.clear()
 		for _, s := range slots {
 			if s != nil {
 				err = errors.Join(err, s.Close())
+				forgetCached(s.Where)
 			}
 		}
 	}()
@@ -86,8 +86,9 @@ func checkVolume(ctx context.Context, o VolumeOptions, out, progress io.Writer) 
 	if err != nil {
 		return err
 	}
+	c.progress.clear()
 	fmt.Fprintf(out, "%s: %s, %s, %s of data verified\n",
-		o.Dir, plural(c.findings, "finding"), plural(c.notes, "note"), formatSize(c.sizeBytes))
+		o.Dir, plural(c.findings, "finding"), plural(c.notes, "note"), formatSize(c.verifiedBytes.Load()))
 	if c.findings > 0 {
 		return fmt.Errorf("%w: %s", errFindings, plural(c.findings, "finding"))
 	}
@@ -137,7 +138,7 @@ func (c *volumeCheck) open(ctx context.Context, dirs []string) ([]*replica.Slot,
 	slots := make([]*replica.Slot, len(dirs))
 	opened := 0
 	for i, dir := range dirs {
-		s, err := openForCheck(i, dir)
+		s, err := c.openSlot(i, dir)
 		switch {
 		case errors.Is(err, replica.ErrInUse):
 			return slots, fmt.Errorf("%s is being served; stop its 'trivet serve' first", dir)
@@ -154,9 +155,9 @@ func (c *volumeCheck) open(ctx context.Context, dirs []string) ([]*replica.Slot,
 	return slots, ctx.Err()
 }
 
-// openForCheck opens a slot, and makes nothing that is not there.
-func openForCheck(id int, dir string) (*replica.Slot, error) {
-	files, err := disk.Real(dir, disk.Options{})
+// openSlot opens a slot, and makes nothing that is not there.
+func (c *volumeCheck) openSlot(id int, dir string) (*replica.Slot, error) {
+	files, err := openToCheck(dir, c.read)
 	if err != nil {
 		return nil, err
 	}
@@ -178,18 +179,22 @@ func openForCheck(id int, dir string) (*replica.Slot, error) {
 
 func (c *volumeCheck) found(slot int, place string, err error) {
 	c.findings++
+	c.progress.clear()
 	fmt.Fprintf(c.out, "slot %d: %s: %v\n", slot, place, err)
 }
 
 func (c *volumeCheck) note(slot int, what string) {
 	c.notes++
+	c.progress.clear()
 	fmt.Fprintf(c.out, "note: slot %d %s\n", slot, what)
 }
 
-func (c *volumeCheck) verified(slot int, sizeBytes int64) {
-	c.sizeBytes += uint64(sizeBytes)
-	if now := time.Now(); now.Sub(c.said) > sayEvery {
-		c.said = now
-		fmt.Fprintf(c.progress, "slot %d, %s of data verified\n", slot, formatSize(c.sizeBytes))
-	}
+func (c *volumeCheck) verified(_ int, sizeBytes int64) { c.verifiedBytes.Add(uint64(sizeBytes)) }
+
+// read is told of every read of a slot's files.
+func (c *volumeCheck) read(sizeBytes int) {
+	c.readBytes.Add(uint64(sizeBytes))
+	c.progress.tell(func() string {
+		return fmt.Sprintf("%s read, %s of data verified", formatSize(c.readBytes.Load()), formatSize(c.verifiedBytes.Load()))
+	})
 }

@@ -125,8 +125,9 @@ func TestTopOnATerminal(t *testing.T) {
 	}
 }
 
-// startTop runs 'trivet top' on a new pseudo-terminal of 100 by 30.
-func startTop(t *testing.T, volume string) (*os.File, *exec.Cmd) {
+// openTerminal makes a pseudo-terminal of 100 by 30: what a person sees of it,
+// and the side that a program is given.
+func openTerminal(t *testing.T) (terminal, side *os.File) {
 	t.Helper()
 	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -143,11 +144,18 @@ func startTop(t *testing.T, volume string) (*os.File, *exec.Cmd) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	side, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	side, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { side.Close() })
+	return terminal, side
+}
+
+// startTop runs 'trivet top' on a new terminal.
+func startTop(t *testing.T, volume string) (*os.File, *exec.Cmd) {
+	t.Helper()
+	terminal, side := openTerminal(t)
 	cmd := exec.Command("/proc/self/exe", "top", "--control", volume)
 	cmd.Env = append(os.Environ(), childRole+"=command")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = side, side, side
