@@ -22,7 +22,7 @@ type Policy struct {
 // of the volume, and in segments: a lane of a small volume cannot do with less.
 const (
 	hardLive, hardShare, hardSegments = 1335, 46, 9
-	softLive, softShare, softSegments = 1320, 42, 6
+	softLive, softShare, softSegments = 1300, 38, 6
 	fullPressure                      = 1000
 )
 

@@ -71,7 +71,11 @@ func (l *log) add(s, block int32) {
 
 func (l *log) full(s int32) bool { return l.segments[s].used >= l.table.SegmentBlocks-1 }
 
-// write is a client's write. When the log may not grow, it waits for the cleaner.
+// halfWay is the pressure around which a busy client and the cleaner meet.
+const halfWay = 500
+
+// write is a client's write. It waits for the cleaner as one does that is slowed
+// to its pace.
 func (l *log) write(block int32) {
 	l.add(l.open, block)
 	l.written++
@@ -81,7 +85,7 @@ func (l *log) write(block int32) {
 		return
 	}
 	l.open = l.begin()
-	for l.clean() {
+	for l.look(); l.policy.Pressure(l.table) > halfWay && l.clean(); {
 	}
 }
 

@@ -11,21 +11,6 @@ import (
 // own: neither a checkpoint nor a read waits for the cleaner, nor it for them.
 const cleanWorkers = 2
 
-type cleanTask struct {
-	slot *Slot
-	op   *journal.Clean
-}
-
-func (t cleanTask) run() { t.slot.RunClean(t.op) }
-
-// Clean carries out a piece of cleaning on a worker.
-func (e *Engine) Clean(c *journal.Clean) {
-	if err := e.cleaners.submit(cleanTask{e.slot, c}); err != nil {
-		c.Err = err
-		c.Done()
-	}
-}
-
 // pruneAfter is how long a free segment is not needed before its blocks go back to
 // the filesystem: checkpoints free many at once, which the log then fills again.
 const pruneAfter = 5 * time.Second

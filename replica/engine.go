@@ -80,50 +80,36 @@ func (e *Engine) Kick(shard uint16) {
 	e.reads.kick()
 }
 
-type prepareTask struct {
-	slot *Slot
-	op   *journal.Prepare
-}
-
-func (t prepareTask) run() { t.slot.RunPrepare(t.op) }
-
-// Prepare makes a segment ready on a worker. Once submitted the operation is
-// the worker's, its error included; so it is with Load and Commit.
-func (e *Engine) Prepare(p *journal.Prepare) {
-	if err := e.meta.submit(prepareTask{e.slot, p}); err != nil {
-		p.Err = err
-		p.Done()
+// call has run carried out on a worker; refused is told that it will not be.
+func (w *workers) call(run func(), refused func(error)) {
+	if err := w.submit(call(run)); err != nil {
+		refused(err)
 	}
 }
 
-type loadTask struct {
-	slot *Slot
-	op   *journal.Load
-}
+type call func()
 
-func (t loadTask) run() { t.slot.RunLoad(t.op) }
+func (c call) run() { c() }
+
+// Prepare makes a segment ready on a worker. Once submitted the operation is
+// the worker's, its error included; so it is with Load, Commit and Clean.
+func (e *Engine) Prepare(p *journal.Prepare) {
+	e.meta.call(func() { e.slot.RunPrepare(p) }, func(err error) { p.Err = err; p.Done() })
+}
 
 // Load reads map pages on a worker.
 func (e *Engine) Load(l *journal.Load) {
-	if err := e.meta.submit(loadTask{e.slot, l}); err != nil {
-		l.Err = err
-		l.Done()
-	}
+	e.meta.call(func() { e.slot.RunLoad(l) }, func(err error) { l.Err = err; l.Done() })
 }
-
-type commitTask struct {
-	slot *Slot
-	op   *journal.Commit
-}
-
-func (t commitTask) run() { t.slot.RunCommit(t.op) }
 
 // Commit stores a checkpoint on a worker.
 func (e *Engine) Commit(c *journal.Commit) {
-	if err := e.meta.submit(commitTask{e.slot, c}); err != nil {
-		c.Err = err
-		c.Done()
-	}
+	e.meta.call(func() { e.slot.RunCommit(c) }, func(err error) { c.Err = err; c.Done() })
+}
+
+// Clean carries out a piece of cleaning on a worker.
+func (e *Engine) Clean(c *journal.Clean) {
+	e.cleaners.call(func() { e.slot.RunClean(c) }, func(err error) { c.Err = err; c.Done() })
 }
 
 // readTask is a piece of a read operation.
