@@ -47,17 +47,21 @@ func (v *volume) inShard(shard int) uint64 {
 	}
 }
 
-// segmentOf returns a rule's filter for the segment, of the first log file of a
-// slot, that holds the block.
+// segmentOf returns a rule's filter for the segment of a slot that holds the
+// block: its place in a log file, which those at the same place in others share.
 func (v *volume) segmentOf(slot int, block []byte) string {
 	v.t.Helper()
-	data, err := os.ReadFile(filepath.Join(v.opt.Dir, fmt.Sprintf("slot-%d", slot), "log", "000000"))
+	paths, err := filepath.Glob(filepath.Join(v.opt.Dir, fmt.Sprintf("slot-%d", slot), "log", "*"))
 	v.must(err)
-	for at := 0; at < len(data); at += blockBytes {
-		if bytes.Equal(data[at:at+blockBytes], block) {
-			blocks := int(replica.SegmentBlocksFor(v.opt.Size))
-			first := at / blockBytes / blocks * blocks
-			return fmt.Sprintf("slot=%d block=%d-%d", slot, first, first+blocks-1)
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		v.must(err)
+		for at := 0; at < len(data); at += blockBytes {
+			if bytes.Equal(data[at:at+blockBytes], block) {
+				blocks := int(replica.SegmentBlocksFor(v.opt.Size))
+				first := at / blockBytes / blocks * blocks
+				return fmt.Sprintf("slot=%d block=%d-%d", slot, first, first+blocks-1)
+			}
 		}
 	}
 	v.t.Fatalf("slot %d does not hold the block", slot)
@@ -173,19 +177,41 @@ func TestAdoptedIsSynced(t *testing.T) {
 	i.expect(0, pattern(1, 256<<10))
 }
 
+// apart writes a block in each of two shards until rules can tell the segments
+// that hold them apart, in each slot; shard 0 takes new ones meanwhile. It
+// returns the blocks, which are durable on every slot.
+func (v *volume) apart(at [2]uint64) (one, two []byte) {
+	v.t.Helper()
+	for try := range 8 {
+		one, two = pattern(100+2*try, 4096), pattern(101+2*try, 4096)
+		v.must(v.write(at[0], one, 0))
+		v.must(v.write(at[1], two, 0))
+		v.must(v.flush())
+		v.written()
+		same := false
+		for slot := range 3 {
+			same = same || v.segmentOf(slot, one) == v.segmentOf(slot, two)
+		}
+		if !same {
+			return one, two
+		}
+		for range 2 {
+			v.must(v.write(at[0], pattern(1, 1<<20), 0))
+		}
+	}
+	v.t.Fatal("two shards append at the same place of their log files, again and again")
+	return nil, nil
+}
+
 // TestRankedByShard: one slot has the newest records of one shard, another
 // those of the other shard, and the third is lost (hazard 7).
 func TestRankedByShard(t *testing.T) {
 	v := newVolume(t, nil)
 	at := [2]uint64{v.inShard(0), v.inShard(1)}
-	for shard := range at {
-		v.must(v.write(at[shard], pattern(shard+1, 4096), 0))
-	}
-	v.must(v.flush())
-	v.written()
+	one, two := v.apart(at)
 	lagging := []inject.ID{
-		v.rule("log.append " + v.segmentOf(0, pattern(2, 4096)) + " hang"),
-		v.rule("log.append " + v.segmentOf(2, pattern(1, 4096)) + " hang"),
+		v.rule("log.append " + v.segmentOf(0, two) + " hang"),
+		v.rule("log.append " + v.segmentOf(2, one) + " hang"),
 	}
 	for shard := range at {
 		v.must(v.write(at[shard], pattern(shard+11, 4096), 0))
