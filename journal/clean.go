@@ -20,7 +20,8 @@ import (
 
 // Policy decides what is cleaned. Its methods are pure.
 type Policy interface {
-	// Choose returns the segments to be cleaned next, best first, or none.
+	// Choose returns the segments to be cleaned next, best first, or none. It
+	// keeps nothing of the table.
 	Choose(Table) []SegmentUse
 	// Pressure tells how short of space the lane is: 0 while there is no need
 	// to hurry, 1000 when nothing may be written before space was reclaimed.
@@ -96,6 +97,7 @@ type cleaning struct {
 	stop      bool         // no more: the lane is closing
 	listed    int          // of op.Listed: the next to look at
 	applied   int          // of op.Moves: the next to apply
+	sealed    []SegmentUse // a table's
 	victims   []SegmentUse // still to be listed, best first
 	cursor    Region       // sweep: the next region
 	moved     bool         // the log has grown since the sweep last began
@@ -162,14 +164,16 @@ func (l *Lane) usage() Table {
 	return t
 }
 
-// table describes the lane to its policy.
+// table describes the lane to its policy, until it is called again.
 func (l *Lane) table() Table {
 	t := l.usage()
+	t.Sealed = l.cleaner.sealed[:0]
 	for _, s := range l.segments.order {
 		if s.state == segmentSealed && s.lastLSN <= l.durable && s.live > 0 && !s.stuck && s.pins == 0 {
 			t.Sealed = append(t.Sealed, SegmentUse{Index: s.index, Life: s.life, Used: s.used, Live: uint32(s.live), Last: s.lastLSN, Cold: s.previous == s.life})
 		}
 	}
+	l.cleaner.sealed = t.Sealed
 	return t
 }
 

@@ -74,12 +74,12 @@ func (g Geometry) Validate() error {
 	return nil
 }
 
-// SegmentBlocksFor returns the segment size for a volume: 1/512 of it, between
+// SegmentBlocksFor returns the segment size for a volume: 1/2048 of it, between
 // 2 and 64 MiB, so that what the lanes hold ready, and have not freed yet, stays
-// a small part of it.
+// a small part of what they may hold, though only a part of the volume is in use.
 func SegmentBlocksFor(sizeBytes uint64) uint32 {
 	segment := uint64(2 << 20)
-	for segment < 64<<20 && segment < sizeBytes/512 {
+	for segment < 64<<20 && segment < sizeBytes/2048 {
 		segment *= 2
 	}
 	return uint32(min(segment, 64<<20) / journal.BlockSize)
