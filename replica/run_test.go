@@ -1,12 +1,14 @@
 package replica
 
 import (
+	"context"
 	"errors"
 	"syscall"
 	"testing"
 
 	"trivet/disk"
 	"trivet/journal"
+	"trivet/meta"
 )
 
 // scripted is a file whose reads do what is written, one after another.
@@ -46,6 +48,43 @@ func TestRotBehindError(t *testing.T) {
 	}
 	if blocks[1].Err != nil || blocks[1].Buf[0] != 2 {
 		t.Errorf("its neighbour: %v, %d", blocks[1].Err, blocks[1].Buf[0])
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// hungStore is a metadata store whose commits hang until it is released.
+type hungStore struct {
+	meta.Store
+	entered, release chan struct{}
+}
+
+func (s hungStore) Commit(ctx context.Context, sequence uint64, pairs []meta.Pair) error {
+	close(s.entered)
+	<-s.release
+	return s.Store.Commit(ctx, sequence, pairs)
+}
+
+// TestStatusOfHungStore: who asks for the status does not wait for a commit that
+// hangs.
+func TestStatusOfHungStore(t *testing.T) {
+	s, _ := testSlot(t)
+	before := s.CheckpointSequence()
+	hung := hungStore{s.store, make(chan struct{}), make(chan struct{})}
+	s.store = hung
+	done := make(chan error)
+	go func() { done <- s.commit(nil) }()
+	<-hung.entered
+	if got := s.CheckpointSequence(); got != before {
+		t.Errorf("checkpoint %d while it is being made, %d before", got, before)
+	}
+	close(hung.release)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := s.CheckpointSequence(); got != before+1 {
+		t.Errorf("checkpoint %d after %d", got, before)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)

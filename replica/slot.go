@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,7 +33,8 @@ type Slot struct {
 
 	super     journal.Superblock // guarded by commitMu once the slot is active
 	superFile disk.File
-	commitMu  sync.Mutex // serialises commits and writes of the superblock
+	commitMu  sync.Mutex    // serialises commits and writes of the superblock, which are I/O
+	published atomic.Uint64 // super.Checkpoint, for those who must not wait for I/O
 
 	handleMu sync.RWMutex
 	handles  map[uint32]disk.File // log files open for reading, by number
@@ -107,6 +109,7 @@ func (s *Slot) checkStore() error {
 		return fmt.Errorf("slot %d: metadata is at checkpoint %d, %d was made: %w", s.ID, sequence, s.super.Checkpoint, meta.ErrCorrupt)
 	}
 	s.super.Checkpoint = sequence
+	s.published.Store(sequence)
 	return nil
 }
 
@@ -294,6 +297,7 @@ func (s *Slot) commit(pairs []journal.Pair) error {
 		return err
 	}
 	s.super.Checkpoint = next
+	s.published.Store(next)
 	return s.super.Write(s.superFile)
 }
 
@@ -320,12 +324,8 @@ func (s *Slot) syncLog(segments []uint32) error {
 // Segments returns how many segments are in use and free.
 func (s *Slot) Segments() (inUse, free int) { return s.pool.counts() }
 
-// CheckpointSequence returns the sequence of the last checkpoint.
-func (s *Slot) CheckpointSequence() uint64 {
-	s.commitMu.Lock()
-	defer s.commitMu.Unlock()
-	return s.super.Checkpoint
-}
+// CheckpointSequence returns the sequence of the last checkpoint. It never waits.
+func (s *Slot) CheckpointSequence() uint64 { return s.published.Load() }
 
 // Close releases the slot's files, store and lock. Nothing may be under way.
 func (s *Slot) Close() error {
