@@ -8,7 +8,12 @@
 // once and flushed before the job starts, and read once if the job reads, so
 // that both sides hold it in memory.
 //
+// The span lies at the beginning of a larger thin volume, unless -volume says
+// otherwise: a volume that is full has less room for its log, and is slowed to
+// what the cleaner can do.
+//
 //	go run ./perf                                       # everything
+//	go run ./perf -volume 1g -jobs randwrite,fsync      # the volume is full
 //	go run ./perf -jobs randwrite,fsync-1 -servers trivet3,nbdkit-file -rounds 5
 //	go run ./perf -variant old=/tmp/trivet.old -jobs fsync -servers trivet3,old3 -base old3
 package main
@@ -28,7 +33,7 @@ import (
 	"time"
 )
 
-// spanText and spanSize are the span of all jobs, and the size of all volumes.
+// spanText and spanSize are the span of all jobs.
 const (
 	spanText = "1g"
 	spanSize = 1 << 30
@@ -40,7 +45,7 @@ type options struct {
 	rounds              int
 	runtime, ramp       time.Duration
 	binary, dir, out    string
-	memory              string
+	memory, volume      string
 	variants            variants
 }
 
@@ -88,6 +93,7 @@ func parse() options {
 	flag.DurationVar(&o.ramp, "ramp", time.Second, "how long a job runs before")
 	flag.StringVar(&o.binary, "trivet", "", "the trivet program; built from this tree when empty")
 	flag.StringVar(&o.memory, "memory", "1536M", "what trivet may use for payloads and cache; at least the span, for reads from memory")
+	flag.StringVar(&o.volume, "volume", "16g", "the size of trivet's volumes, of which the span is used; "+spanText+" for one that is full")
 	flag.StringVar(&o.dir, "dir", ".", "where the data is put, in a directory of its own; on a real disk")
 	flag.StringVar(&o.out, "out", "", "a file to write the tables to, too")
 	flag.Var(&o.variants, "variant", "NAME=BINARY: another trivet to measure beside; may be repeated")
@@ -143,15 +149,15 @@ func chooseTargets(ctx context.Context, o options, dir string) ([]target, error)
 		binary = filepath.Join(dir, "trivet")
 	}
 	all := []target{
-		trivetTarget("trivet3", binary, spanText, o.memory, 3),
-		trivetTarget("trivet1", binary, spanText, o.memory, 1),
+		trivetTarget("trivet3", binary, o.volume, o.memory, 3),
+		trivetTarget("trivet1", binary, o.volume, o.memory, 1),
 		nbdkitFile(spanSize),
 		nbdkitMemory(spanText),
 	}
 	for _, v := range o.variants {
 		all = append(all,
-			trivetTarget(v.name+"3", v.binary, spanText, o.memory, 3),
-			trivetTarget(v.name+"1", v.binary, spanText, o.memory, 1))
+			trivetTarget(v.name+"3", v.binary, o.volume, o.memory, 3),
+			trivetTarget(v.name+"1", v.binary, o.volume, o.memory, 1))
 	}
 	byName := map[string]target{}
 	var known []string

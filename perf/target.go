@@ -60,10 +60,10 @@ func (p place) remove() {
 
 // trivetTarget runs the given program with 1 or 3 replicas, and with memory
 // enough to hold the span: its peers have the whole page cache.
-func trivetTarget(name, binary, span, memory string, replicas int) target {
+func trivetTarget(name, binary, volume, memory string, replicas int) target {
 	return target{name: name, replicas: replicas, server: func(p place) (*server.Server, error) {
 		return server.Trivet(filepath.Join(p.dir, "volume"), server.TrivetOptions{
-			Binary: binary, Size: span, Replicas: replicas, ArenaDir: p.arena,
+			Binary: binary, Size: volume, Replicas: replicas, ArenaDir: p.arena,
 			Extra: []string{"--memory", memory},
 		}), nil
 	}}
