@@ -21,8 +21,8 @@ type Policy struct {
 // The bounds of a lane's log, in thousandths of its live blocks and of its part
 // of the volume, and in segments: a lane of a small volume cannot do with less.
 const (
-	hardLive, hardShare, hardSegments = 1335, 46, 9
-	softLive, softShare, softSegments = 1300, 38, 6
+	hardLive, hardShare, hardSegments = 1340, 47, 9
+	softLive, softShare, softSegments = 1318, 42, 6
 	fullPressure                      = 1000
 )
 
