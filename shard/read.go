@@ -249,6 +249,12 @@ func (c *core) readDone(op *readOp) {
 	}
 }
 
+// streamBlocks is how many blocks are not kept in the cache when one part reads
+// them from disk: who reads in such pieces reads in order, and would drive out
+// what is read again, and touch all of the cache's memory, which costs as much as
+// the disk.
+const streamBlocks = 64
+
 // gotBlock delivers a block that was read and keeps it in the cache.
 func (c *core) gotBlock(op *readOp, p *Part, m missing) {
 	content := c.cfg.Cache.Bytes(m.frame)
@@ -260,7 +266,8 @@ func (c *core) gotBlock(op *readOp, p *Part, m missing) {
 	}
 	region := c.pending.lookup(m.lba.Region())
 	overtaken := region != nil && region.refs[m.lba.Index()] != 0
-	if !overtaken && c.live[op.slot] && c.lanes[op.slot].StillAt(m.lba, m.entry) {
+	current := !overtaken && c.live[op.slot] && c.lanes[op.slot].StillAt(m.lba, m.entry)
+	if current && op.n < streamBlocks {
 		c.cfg.Cache.Attach(uint64(m.lba), m.frame)
 		return
 	}
