@@ -154,15 +154,15 @@ func allocatedBytes(t *testing.T, v *volume) (sum int64) {
 }
 
 // spaceBound is what a slot's log may occupy on the host: 1.35 times what is
-// live, and 5 % of the volume. Below 1 GiB segments have their least size, at most
-// 4 MiB, and what is reserved of them is more than that: nine in each of two lanes
+// live, and 5 % of the volume. Below 1 GiB segments have their least size, which is
+// 2 MiB, and what is reserved of them is more than that: 15 in each of two lanes
 // beyond what is live, six free ones that the slot keeps, and one that each lane
 // has asked for.
 func spaceBound(live, volumeBytes int64) int64 {
-	const segment = 4 << 20
+	const segment = 2 << 20
 	bound := live*135/100 + volumeBytes/20
 	if volumeBytes < 1<<30 {
-		bound = max(bound, live+2*9*segment) + (6+2)*segment
+		bound = max(bound, live+2*15*segment) + (6+2)*segment
 	}
 	return bound
 }

@@ -292,6 +292,7 @@ func (l *Lane) ioDone(io *IO, now time.Duration) {
 	if io.Close && io.Durable { // not earlier: an append under way must not meet a recycled segment
 		s := l.segments.byIndex[io.Segment.Index]
 		s.state, s.dirty = segmentSealed, true
+		l.segments.noteHollow(s)
 	}
 }
 

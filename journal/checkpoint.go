@@ -58,7 +58,7 @@ type checkpoint struct {
 // wanted tells whether a checkpoint is under way or due.
 func (c *checkpoint) wanted(l *Lane) bool {
 	return c.active || c.requested || c.since >= l.cfg.CheckpointBytes || l.blocks.dirty.len >= l.blocks.budget/2 ||
-		l.segments.empty >= max(emptySegments, len(l.segments.order)/44) || l.segments.empty > 0 && l.cleaner.pressure >= pressing
+		l.segments.empty() >= max(emptySegments, len(l.segments.order)/44) || l.segments.empty() > 0 && l.cleaner.pressure >= pressing
 }
 
 // noteEmpty requests a checkpoint for a few empty segments after a while.
@@ -85,7 +85,7 @@ func (l *Lane) Checkpointed(lsn LSN) bool {
 // checkpoint moves the checkpoint under way on, or begins one.
 func (l *Lane) checkpoint(now time.Duration) {
 	c := &l.ckpt
-	c.noteEmpty(l.segments.empty, now)
+	c.noteEmpty(l.segments.empty(), now)
 	if c.op.busy || now < c.notBefore || !c.wanted(l) || l.written == 0 {
 		return
 	}
@@ -126,11 +126,10 @@ func (l *Lane) beginCheckpoint() {
 	c.active, c.requested, c.since, c.lsn = true, false, 0, l.written
 	c.pages, c.op.Pairs = c.pages[:0], c.op.Pairs[:0]
 	l.Want(c.lsn)
-	l.segments.empty = 0
 	l.blocks.freeze()
 	c.put(laneKey(l.cfg.ID.Shard), l.record().encode())
 	for _, s := range l.segments.order {
-		s.doomed = s.live == 0 && s.state != segmentOpen && s.state != segmentFilling && s.lastLSN <= c.lsn
+		l.segments.setDoomed(s, s.hollow && s.lastLSN <= c.lsn)
 		s.storing, s.frozen, s.dirty = s.dirty && !s.doomed, s.live, false
 	}
 }
@@ -231,7 +230,8 @@ func (l *Lane) abortCheckpoint() {
 	}
 	l.blocks.unfreeze()
 	for _, s := range l.segments.order {
-		s.dirty, s.storing, s.doomed = true, false, false
+		s.dirty, s.storing = true, false
+		l.segments.setDoomed(s, s.dead)
 	}
 }
 

@@ -103,6 +103,7 @@ type cleaning struct {
 	moved     bool         // the log has grown since the sweep last began
 	failures  int
 	notBefore time.Duration
+	again     time.Duration // when to look at a segment that was left alone; 0: there is none
 	pressure  int
 	rotten    []Rot // to be repaired from a peer
 }
@@ -127,6 +128,9 @@ func (l *Lane) cleanStep(now time.Duration) {
 		return
 	}
 	c.pressure = l.cfg.Policy.Pressure(l.usage()) // also while the cleaner hangs
+	if c.again != 0 && now >= c.again {
+		c.again, c.look = 0, true
+	}
 	if c.op.busy {
 		return
 	}
@@ -138,7 +142,7 @@ func (l *Lane) cleanStep(now time.Duration) {
 	case cleanSweeping:
 		l.sweep()
 	case cleanApplying:
-		l.applyMoves()
+		l.applyMoves(now)
 	}
 }
 
@@ -164,12 +168,13 @@ func (l *Lane) usage() Table {
 	return t
 }
 
-// table describes the lane to its policy, until it is called again.
-func (l *Lane) table() Table {
+// table describes the lane to its policy, until it is called again. A condemned
+// segment may be cleaned once what failed was written anew.
+func (l *Lane) table(now time.Duration) Table {
 	t := l.usage()
 	t.Sealed = l.cleaner.sealed[:0]
 	for _, s := range l.segments.order {
-		if s.state == segmentSealed && s.lastLSN <= l.durable && s.live > 0 && !s.stuck && s.pins == 0 {
+		if (s.state == segmentSealed || s.state == segmentCondemned) && s.lastLSN <= l.durable && s.live > 0 && now >= s.stuckUntil && s.pins == 0 {
 			t.Sealed = append(t.Sealed, SegmentUse{Index: s.index, Life: s.life, Used: s.used, Live: uint32(s.live), Last: s.lastLSN, Cold: s.previous == s.life})
 		}
 	}
@@ -187,7 +192,7 @@ func (l *Lane) chooseClean(now time.Duration) {
 	if c.stop {
 		return
 	}
-	c.victims = l.cfg.Policy.Choose(l.table())
+	c.victims = l.cfg.Policy.Choose(l.table(now))
 	switch {
 	case len(c.victims) > 0:
 		l.firstAtHand()
@@ -256,15 +261,14 @@ func (l *Lane) cleaned(now time.Duration) {
 		l.cleanFailed(now)
 		return
 	}
-	c.failures = 0
 	if c.phase == cleanListing {
 		if c.op.broken {
-			l.giveUp(c.op.Victim)
+			l.giveUp(c.op.Victim, now)
 		}
 		c.phase, c.op.Victim = cleanFiltering, SegmentUse{}
 		return
 	}
-	c.phase, c.applied = cleanApplying, 0
+	c.phase, c.applied, c.failures = cleanApplying, 0, 0
 	into := c.op.into
 	l.segments.add(&segmentInfo{
 		index: into.Index, life: into.Life, previous: into.Life, used: into.Used, state: segmentFilling,
@@ -283,12 +287,21 @@ func (l *Lane) youngest(moves []Move) (last LSN) {
 	return min(last, l.durable)
 }
 
+// stuckFor is how long a segment is left alone that could not be cleaned.
+const stuckFor = 30 * time.Second
+
 // giveUp remembers a segment that could not be listed to its end: what was found
-// in it is cleaned, once. The rest is read by its places, as ever.
-func (l *Lane) giveUp(v SegmentUse) {
+// in it is cleaned. The rest is read by its places, as ever.
+func (l *Lane) giveUp(v SegmentUse, now time.Duration) {
 	if s := l.segments.byIndex[v.Index]; s != nil && s.life == v.Life {
-		s.stuck = true
+		l.leaveAlone(s, now)
 	}
+}
+
+// leaveAlone has the cleaner pass by a segment for a while.
+func (l *Lane) leaveAlone(s *segmentInfo, now time.Duration) {
+	s.stuckUntil = now + stuckFor
+	l.cleaner.again = s.stuckUntil
 }
 
 // cleanFailed gives the work up, and tries again later.
@@ -297,7 +310,7 @@ func (l *Lane) cleanFailed(now time.Duration) {
 	l.lastErr = fmt.Errorf("clean: %w", c.op.Err)
 	c.notBefore = now + l.backoff(&c.failures)
 	if c.failures > maxFailures && c.phase == cleanListing { // it cannot be read: others may be
-		l.giveUp(c.op.Victim)
+		l.giveUp(c.op.Victim, now)
 		c.failures = 0
 	}
 	c.op.Victim, c.op.Listed = SegmentUse{}, c.op.Listed[:0]
@@ -397,7 +410,7 @@ func (l *Lane) collect(p *page) {
 }
 
 // applyMoves makes the map name the copies of what has not changed meanwhile.
-func (l *Lane) applyMoves() {
+func (l *Lane) applyMoves(now time.Duration) {
 	c := &l.cleaner
 	for n := 0; c.applied < len(c.op.Moves) && n < cleanSteps; n++ {
 		m := c.op.Moves[c.applied]
@@ -407,28 +420,29 @@ func (l *Lane) applyMoves() {
 			return
 		}
 		if e.samePlace(m.From) { // else it was overwritten: the copy is dead
-			l.applyMove(m)
+			l.applyMove(m, now)
 		}
 		c.applied++
 	}
 	if c.applied == len(c.op.Moves) {
 		s := l.segments.byIndex[c.op.into.Index]
 		s.state, s.dirty = segmentSealed, true
+		l.segments.noteHollow(s)
 		l.endClean()
 	}
 }
 
 // applyMove moves a block, or leaves one that could not be read where it is, to
-// be repaired from a peer. Its segment is not cleaned again: once the block was
+// be repaired from a peer. Its segment is left alone for a while: once the block was
 // written anew, it empties by itself.
-func (l *Lane) applyMove(m Move) {
+func (l *Lane) applyMove(m Move, now time.Duration) {
 	c := &l.cleaner
 	switch {
 	case m.Err == nil:
 		l.blocks.set(l.blocks.touch(m.LBA.Region(), Stamp{}), m.LBA.Index(), m.To)
 	case !errors.Is(m.Err, errNoRoom):
 		c.rotten = append(c.rotten, Rot{LBA: m.LBA, Entry: m.From})
-		l.segments.of(m.From).stuck = true
+		l.leaveAlone(l.segments.of(m.From), now)
 	}
 }
 

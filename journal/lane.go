@@ -276,6 +276,7 @@ func (l *Lane) nextWake(now time.Duration) time.Duration {
 	at(l.ckpt.emptySince+emptyDelay, l.ckpt.emptySince != 0 && !l.ckpt.active)
 	at(now+1, l.cleanDue(now))
 	at(l.cleaner.notBefore, l.cleaner.look && now < l.cleaner.notBefore)
+	at(l.cleaner.again, l.cleaner.again != 0)
 	at(l.ckpt.notBefore, l.ckpt.wanted(l) && !l.ckpt.op.busy && now < l.ckpt.notBefore)
 	return wake
 }
@@ -368,6 +369,7 @@ func (l *Lane) rewind(now time.Duration) {
 	for _, s := range l.segments.order {
 		if s.lastLSN > l.durable || s.state == segmentOpen {
 			s.state, s.dirty = segmentCondemned, true
+			l.segments.noteHollow(s)
 		}
 	}
 	l.notBefore = now + l.backoff(&l.failures)

@@ -185,6 +185,7 @@ func (r *Recovery) loadCheckpoint() error {
 		l.segments.byIndex[s.index] = s
 		l.segments.order = append(l.segments.order, s)
 		l.segments.live += int64(s.live)
+		l.segments.noteHollow(s)
 		return nil
 	})
 	if err != nil {

@@ -3,6 +3,7 @@ package journal
 import (
 	"encoding/binary"
 	"fmt"
+	"time"
 )
 
 // segmentState is where a segment is in its life.
@@ -31,8 +32,9 @@ type segmentInfo struct {
 	storing  bool  // the checkpoint under way stores it
 	doomed   bool  // without live blocks in the checkpoint under way
 	dead     bool  // and that checkpoint is durable: free once unpinned
-	stuck    bool  // cannot be cleaned
-	hollow   bool  // has lost its last live block
+	hollow   bool  // closed, and without live blocks
+
+	stuckUntil time.Duration // could not be cleaned: not to be tried before
 }
 
 // segmentTable holds a lane's segments.
@@ -40,8 +42,8 @@ type segmentTable struct {
 	byIndex map[uint32]*segmentInfo // never ranged over
 	order   []*segmentInfo          // by age in the log
 	live    int64                   // blocks, of all
-	empty   int                     // that have lost their last live block since the last checkpoint began
-	hollow  int                     // that have lost it ever
+	hollow  int                     // that are closed, and without live blocks
+	doomed  int                     // of those, that the checkpoint under way, or a durable one, frees
 }
 
 func newSegmentTable() *segmentTable {
@@ -52,6 +54,7 @@ func (t *segmentTable) add(s *segmentInfo) {
 	s.dirty = true
 	t.byIndex[s.index] = s
 	t.order = append(t.order, s)
+	t.noteHollow(s)
 }
 
 // of returns the segment that an entry's place lies in, or nil when that life
@@ -73,27 +76,33 @@ func (t *segmentTable) addLive(e Entry, delta int32) {
 	s.live += delta
 	t.live += int64(delta)
 	s.dirty = true
-	switch {
-	case s.live == 0:
-		t.empty++
-		t.setHollow(s, true)
-	case s.hollow:
-		t.setHollow(s, false)
-	}
+	t.noteHollow(s)
 	if s.live < 0 {
 		panic(fmt.Sprintf("journal: segment %d life %d: live count %d", s.index, s.life, s.live))
 	}
 }
 
-func (t *segmentTable) setHollow(s *segmentInfo, hollow bool) {
-	switch {
-	case hollow && !s.hollow:
-		t.hollow++
-	case !hollow && s.hollow:
-		t.hollow--
-	}
-	s.hollow = hollow
+// noteHollow counts the segment if a checkpoint could free it: when its live count
+// or its state has changed.
+func (t *segmentTable) noteHollow(s *segmentInfo) {
+	set(&s.hollow, &t.hollow, s.live == 0 && s.state != segmentOpen && s.state != segmentFilling)
 }
+
+func (t *segmentTable) setDoomed(s *segmentInfo, doomed bool) { set(&s.doomed, &t.doomed, doomed) }
+
+// set changes a flag and the number of segments that have it.
+func set(flag *bool, count *int, to bool) {
+	switch {
+	case to && !*flag:
+		*count++
+	case !to && *flag:
+		*count--
+	}
+	*flag = to
+}
+
+// empty returns how many segments another checkpoint would free.
+func (t *segmentTable) empty() int { return t.hollow - t.doomed }
 
 // overwritten takes back the count of an entry that turns out, once its page is
 // loaded, to have been replaced. before tells that this was before the
@@ -114,7 +123,8 @@ func (t *segmentTable) removeDead() (free []uint32) {
 	for _, s := range t.order {
 		if s.dead && s.pins == 0 {
 			delete(t.byIndex, s.index)
-			t.setHollow(s, false)
+			set(&s.hollow, &t.hollow, false)
+			t.setDoomed(s, false)
 			free = append(free, s.index)
 			continue
 		}

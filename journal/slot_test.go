@@ -331,7 +331,7 @@ func (l *testLane) syncAdopted(r *Recovery) {
 // pairs returns the store's content, for comparing two moments.
 func (l *testLane) pairs() map[string]string {
 	all := make(map[string]string)
-	for _, prefix := range []string{"l", "p", "s", "b"} {
+	for _, prefix := range []string{"l", "p", "d", "s", "b"} {
 		err := l.store.Scan(context.Background(), []byte(prefix), func(k, v []byte) error {
 			all[string(k)] = string(v)
 			return nil

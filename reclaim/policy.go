@@ -19,10 +19,13 @@ type Policy struct {
 }
 
 // The bounds of a lane's log, in thousandths of its live blocks and of its part
-// of the volume, and in segments: a lane of a small volume cannot do with less.
+// of the volume, and in segments beyond the live ones. A lane of a small volume
+// cannot do with less: at full pressure something must be left to be cleaned or
+// freed, though all segments but one are too full to be chosen, and a few cannot be
+// cleaned at all.
 const (
-	hardLive, hardShare, hardSegments = 1340, 47, 9
-	softLive, softShare, softSegments = 1318, 42, 6
+	hardLive, hardShare, hardSegments = 1340, 47, 15
+	softLive, softShare, softSegments = 1318, 42, 11
 	fullPressure                      = 1000
 )
 

@@ -179,3 +179,46 @@ func TestBounds(t *testing.T) {
 		})
 	}
 }
+
+// TestLeavesSmallLogsAlone fills lanes of small volumes once, which leaves
+// nothing to clean: the policy says so, and slows nobody.
+func TestLeavesSmallLogsAlone(t *testing.T) {
+	for _, share := range []int64{2 << 10, 8 << 10, 32 << 10} { // blocks, in segments of 2 MiB
+		l := newLog(share, 512)
+		for i := range int32(share) {
+			l.write(i)
+			if l.look(); l.policy.Pressure(l.table) > 0 || len(l.policy.Choose(l.table)) > 0 {
+				t.Fatalf("%d blocks of %d written: pressure %d, %d segments to clean, with a log of %d", i+1, share,
+					l.policy.Pressure(l.table), len(l.policy.Choose(l.table)), l.table.Segments)
+			}
+		}
+	}
+}
+
+// TestWayOut: at full pressure nothing may be written, so something must be left
+// to be cleaned, or to be freed by a checkpoint. The most that a log may hold
+// without is: segments too full to be chosen, one that is not (one for one makes
+// no space), the open one and the one that is prepared.
+func TestWayOut(t *testing.T) {
+	const size = 512
+	for share := int64(1); share <= 512; share *= 2 {
+		for live := int64(1); live <= share; live++ {
+			table := journal.Table{Share: share * size, Live: live * size, SegmentBlocks: size, Last: 1000}
+			left := table.Live - 1
+			table.Sealed = append(table.Sealed, journal.SegmentUse{Index: 0, Used: size, Live: 1, Last: 1})
+			for left > 0 {
+				n := min(left, size*9/10+1)
+				left -= n
+				table.Sealed = append(table.Sealed, journal.SegmentUse{Index: uint32(len(table.Sealed)), Used: size, Live: uint32(n), Last: 1})
+				if n <= size*9/10 {
+					table.Sealed[len(table.Sealed)-1].Live = size*9/10 + 1 // let it be too full as well
+				}
+			}
+			table.Segments = len(table.Sealed) + 2
+			var p reclaim.Policy
+			if pressure := p.Pressure(table); pressure >= 1000 && len(p.Choose(table)) == 0 {
+				t.Errorf("share %d, live %d segments: pressure %d with %d segments, and nothing to do", share, live, pressure, table.Segments)
+			}
+		}
+	}
+}

@@ -256,8 +256,16 @@ func (p *pool) fill(segment uint32) error {
 	return nil
 }
 
-// put returns segments. It tells whether prune is to be called after a while.
-func (p *pool) put(segments []uint32) (prune bool) {
+// recycle returns segments. It tells whether prune is to be called after a while.
+func (p *pool) recycle(segments []uint32) (prune bool) {
+	p.put(segments)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.pruning && p.watch()
+}
+
+// put returns segments.
+func (p *pool) put(segments []uint32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, s := range segments {
@@ -269,10 +277,6 @@ func (p *pool) put(segments []uint32) (prune bool) {
 		p.state[s] = u
 		p.free = append(p.free, s)
 	}
-	if p.pruning {
-		return false
-	}
-	return p.watch()
 }
 
 // watch begins to observe how many segments stay free, when there are more than

@@ -57,7 +57,7 @@ func (s *Slot) RunCommit(c *journal.Commit) {
 
 // Recycle returns segments to the pool. It tells whether RunPrune is due after a
 // while.
-func (s *Slot) Recycle(segments []uint32) (prune bool) { return s.pool.put(segments) }
+func (s *Slot) Recycle(segments []uint32) (prune bool) { return s.pool.recycle(segments) }
 
 // RunPrune gives the blocks of segments back to the filesystem that stayed free
 // since Recycle told of it, or since the last call, and tells whether another one
