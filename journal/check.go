@@ -121,26 +121,30 @@ func (c *Check) descriptors(s *segmentInfo, h *header) error {
 	return nil
 }
 
-// regions returns those that have a page in the store or in memory.
-func (c *Check) regions() ([]Region, error) {
+// regions returns those that have a page, or a delta, in the store or in memory.
+func (c *Check) regions() (regions []Region, err error) {
 	l := c.Of.Lane
-	var regions []Region
-	err := c.Of.source.Scan(pageKey(l.cfg.ID.Shard, 0)[:3], func(key, _ []byte) error {
-		if len(key) != 11 {
-			return fmt.Errorf("key of %d bytes among the map pages: %w", len(key), ErrNotThis)
+	for _, first := range [][]byte{pageKey(l.cfg.ID.Shard, 0), deltaKey(l.cfg.ID.Shard, 0)} {
+		err = c.Of.source.Scan(first[:3], func(key, _ []byte) error {
+			if len(key) != 11 {
+				return fmt.Errorf("key of %d bytes among the map pages: %w", len(key), ErrNotThis)
+			}
+			g := Region(binary.BigEndian.Uint64(key[3:]))
+			if !l.blocks.stored.has(g) {
+				c.Found(fmt.Sprintf("region %d", g), fmt.Errorf("its map page is not in the set of stored regions: %w", ErrNotThis))
+			}
+			regions = append(regions, g)
+			return nil
+		})
+		if err != nil {
+			return nil, err
 		}
-		g := Region(binary.BigEndian.Uint64(key[3:]))
-		if !l.blocks.stored.has(g) {
-			c.Found(fmt.Sprintf("region %d", g), fmt.Errorf("its map page is not in the set of stored regions: %w", ErrNotThis))
-		}
-		regions = append(regions, g)
-		return nil
-	})
+	}
 	for g := range l.blocks.pages {
 		regions = append(regions, g)
 	}
 	slices.Sort(regions)
-	return slices.Compact(regions), err
+	return slices.Compact(regions), nil
 }
 
 // pages verifies the map of some regions.

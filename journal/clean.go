@@ -164,6 +164,9 @@ func (l *Lane) usage() Table {
 	if l.ready != nil || l.preparing.busy {
 		t.Segments++
 	}
+	if l.cleaner.phase == cleanCopying {
+		t.Segments++
+	}
 	t.Segments += int(l.BacklogBytes() / (uint64(l.cfg.SegmentBlocks) * BlockSize)) // accepted, on its way
 	return t
 }

@@ -24,8 +24,8 @@ type Policy struct {
 // freed, though all segments but one are too full to be chosen, and a few cannot be
 // cleaned at all.
 const (
-	hardLive, hardShare, hardSegments = 1340, 47, 15
-	softLive, softShare, softSegments = 1318, 42, 11
+	hardLive, hardShare, hardSegments = 1338, 46, 15
+	softLive, softShare, softSegments = 1318, 41, 11
 	fullPressure                      = 1000
 )
 

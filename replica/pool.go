@@ -15,7 +15,7 @@ import (
 // fileBytes is the least size of a log file: smaller segments share one, so
 // that growing the log costs one file for several of them. The log of a small
 // volume grows in steps of that, so they must not be large.
-const fileBytes = 8 << 20
+const fileBytes = 4 << 20
 
 // logDir is where a slot's log files are.
 const logDir = "log"
