@@ -117,11 +117,15 @@ const (
 )
 
 // coldBuffers are what batches are read into, as many as the cleaner has workers.
-var coldBuffers = sync.Pool{New: func() any { return disk.Alloc(coldSpan * BlockSize) }}
+var coldBuffers = sync.Pool{New: func() any {
+	b := disk.Alloc(coldSpan * BlockSize)
+	return &b
+}}
 
 func (w *coldWriter) copy() error {
-	w.payload = coldBuffers.Get().([]byte)
-	defer coldBuffers.Put(w.payload) //nolint:staticcheck // a slice header a segment
+	buffer := coldBuffers.Get().(*[]byte)
+	defer coldBuffers.Put(buffer)
+	w.payload = *buffer
 	moves := w.clean.Moves
 	for len(moves) > 0 {
 		room := int(w.open.Blocks) - int(max(w.open.next, 1)) - 1
