@@ -178,25 +178,25 @@ func TestAdoptedIsSynced(t *testing.T) {
 }
 
 // apart writes a block in each of two shards until rules can tell the segments
-// that hold them apart, in each slot; shard 0 takes new ones meanwhile. It
-// returns the blocks, which are durable on every slot.
-func (v *volume) apart(at [2]uint64) (one, two []byte) {
+// that hold them apart, in each of the slots; one shard or the other takes new
+// ones meanwhile. It returns the blocks, which are durable on every slot.
+func (v *volume) apart(at [2]uint64, slots ...int) (one, two []byte) {
 	v.t.Helper()
-	for try := range 8 {
+	for try := range 32 {
 		one, two = pattern(100+2*try, 4096), pattern(101+2*try, 4096)
 		v.must(v.write(at[0], one, 0))
 		v.must(v.write(at[1], two, 0))
 		v.must(v.flush())
 		v.written()
 		same := false
-		for slot := range 3 {
+		for _, slot := range slots {
 			same = same || v.segmentOf(slot, one) == v.segmentOf(slot, two)
 		}
 		if !same {
 			return one, two
 		}
-		for range 2 {
-			v.must(v.write(at[0], pattern(1, 1<<20), 0))
+		for range 2 + try%3 {
+			v.must(v.write(at[try/3%2], pattern(1, 1<<20), 0))
 		}
 	}
 	v.t.Fatal("two shards append at the same place of their log files, again and again")
@@ -208,7 +208,7 @@ func (v *volume) apart(at [2]uint64) (one, two []byte) {
 func TestRankedByShard(t *testing.T) {
 	v := newVolume(t, nil)
 	at := [2]uint64{v.inShard(0), v.inShard(1)}
-	one, two := v.apart(at)
+	one, two := v.apart(at, 0, 2)
 	lagging := []inject.ID{
 		v.rule("log.append " + v.segmentOf(0, two) + " hang"),
 		v.rule("log.append " + v.segmentOf(2, one) + " hang"),
