@@ -172,10 +172,11 @@ func (w *world) countHits() {
 }
 
 // mayDamage tells whether the slot may be damaged, or missing, while all that
-// is promised holds: the others are whole.
+// is promised holds: the others are whole. One of which a sync has failed is not:
+// what a kill left in its page cache is adopted, and may never become durable.
 func (w *world) mayDamage(i int) bool {
 	for j, leg := range w.legs {
-		if j != i && (leg.stale || leg.suspicious) {
+		if j != i && (leg.stale || leg.suspicious || leg.unsynced) {
 			return false
 		}
 	}
