@@ -39,6 +39,9 @@ type entrySet [RegionBlocks / 64]uint64
 func (s *entrySet) add(i int)      { s[i/64] |= 1 << (i % 64) }
 func (s *entrySet) has(i int) bool { return s[i/64]&(1<<(i%64)) != 0 }
 
+// covers is has, of a set that holds every entry when it is nil.
+func (s *entrySet) covers(i int) bool { return s == nil || s.has(i) }
+
 func (s *entrySet) len() (n int) {
 	for _, word := range s {
 		n += bits.OnesCount64(word)
@@ -55,7 +58,7 @@ type page struct {
 	known   entrySet
 
 	// changed are the entries that differ from the page in the store, if based:
-	// a delta beside it says what they are. See stored.
+	// a delta beside it says what they are. See page.go.
 	changed entrySet
 	based   bool
 

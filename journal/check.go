@@ -129,15 +129,18 @@ func (c *Check) regions() (regions []Region, err error) {
 			if len(key) != 11 {
 				return fmt.Errorf("key of %d bytes among the map pages: %w", len(key), ErrNotThis)
 			}
-			g := Region(binary.BigEndian.Uint64(key[3:]))
-			if !l.blocks.stored.has(g) {
-				c.Found(fmt.Sprintf("region %d", g), fmt.Errorf("its map page is not in the set of stored regions: %w", ErrNotThis))
-			}
-			regions = append(regions, g)
+			regions = append(regions, Region(binary.BigEndian.Uint64(key[3:])))
 			return nil
 		})
 		if err != nil {
 			return nil, err
+		}
+	}
+	slices.Sort(regions)
+	regions = slices.Compact(regions)
+	for _, g := range regions {
+		if !l.blocks.stored.has(g) {
+			c.Found(fmt.Sprintf("region %d", g), fmt.Errorf("its map page is not in the set of stored regions: %w", ErrNotThis))
 		}
 	}
 	for g := range l.blocks.pages {

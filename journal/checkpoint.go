@@ -32,10 +32,9 @@ const (
 	// encodePages is how many pages one step encodes.
 	encodePages = 16
 	// emptySegments is how many segments without live blocks make a checkpoint
-	// worth while, which frees them; of a long log it is a 44th part. When the
-	// lane is very short of space, one is enough.
+	// worth while, which frees them; of a long log it is a 44th part. At full
+	// pressure one is enough. Package reclaim counts with a few more.
 	emptySegments = 4
-	pressing      = 1000
 	// emptyDelay is how long fewer of them wait for it.
 	emptyDelay = 5 * time.Second
 )
@@ -58,7 +57,7 @@ type checkpoint struct {
 // wanted tells whether a checkpoint is under way or due.
 func (c *checkpoint) wanted(l *Lane) bool {
 	return c.active || c.requested || c.since >= l.cfg.CheckpointBytes || l.blocks.dirty.len >= l.blocks.budget/2 ||
-		l.segments.empty() >= max(emptySegments, len(l.segments.order)/44) || l.segments.empty() > 0 && l.cleaner.pressure >= pressing
+		l.segments.empty() >= max(emptySegments, len(l.segments.order)/44) || l.segments.empty() > 0 && l.cleaner.pressure >= FullPressure
 }
 
 // noteEmpty requests a checkpoint for a few empty segments after a while.
@@ -155,8 +154,7 @@ func (c *checkpoint) put(key, value []byte) {
 
 // encodePage adds a frozen page to the checkpoint.
 func (l *Lane) encodePage(p *page) {
-	pairs, n := p.store(l.cfg.ID.Shard)
-	l.ckpt.op.Pairs = append(l.ckpt.op.Pairs, pairs[:n]...)
+	l.ckpt.op.Pairs = p.store(l.ckpt.op.Pairs, l.cfg.ID.Shard)
 	l.ckpt.pages = append(l.ckpt.pages, p)
 	l.blocks.thaw(p)
 	l.noteStored(p.region)

@@ -24,12 +24,16 @@ type Policy interface {
 	// keeps nothing of the table.
 	Choose(Table) []SegmentUse
 	// Pressure tells how short of space the lane is: 0 while there is no need
-	// to hurry, 1000 when nothing may be written before space was reclaimed.
+	// to hurry, FullPressure when nothing may be written before space was
+	// reclaimed.
 	Pressure(Table) int
 	// Always tells that the cleaner is never to rest: when there is nothing to
 	// choose, it sorts the log by address.
 	Always() bool
 }
+
+// FullPressure is the pressure at which nothing may be written.
+const FullPressure = 1000
 
 // Table is what a policy knows of a lane. Sizes are in blocks.
 type Table struct {
@@ -108,7 +112,7 @@ type cleaning struct {
 	rotten    []Rot // to be repaired from a peer
 }
 
-// Pressure is what the policy said last, 0 to 1000.
+// Pressure is what the policy said last, 0 to FullPressure.
 func (l *Lane) Pressure() int { return l.cleaner.pressure }
 
 // TakeRotten returns the blocks that the cleaner could not read.

@@ -70,17 +70,15 @@ func (s storedPage) decode(r Region, p *page) error {
 	return nil
 }
 
-// store returns the pairs that make the store hold the page, and takes note of
+// store appends the pairs that make the store hold the page, and takes note of
 // what it holds then.
-func (p *page) store(shard uint16) (pairs [2]Pair, n int) {
+func (p *page) store(pairs []Pair, shard uint16) []Pair {
 	if p.based && p.changed.len() <= mostChanged {
-		pairs[0] = Pair{deltaKey(shard, p.region), p.encode(nil, &p.changed)}
-		return pairs, 1
+		return append(pairs, Pair{deltaKey(shard, p.region), p.encode(nil, &p.changed)})
 	}
-	pairs[0] = Pair{pageKey(shard, p.region), p.encode(nil, nil)}
-	pairs[1] = Pair{deltaKey(shard, p.region), nil}
+	whole := p.encode(nil, nil)
 	p.based, p.changed = true, entrySet{}
-	return pairs, 2
+	return append(pairs, Pair{pageKey(shard, p.region), whole}, Pair{deltaKey(shard, p.region), nil})
 }
 
 // encode appends the page's stored form to b: of those entries alone, as a delta,
@@ -97,7 +95,7 @@ func (p *page) encode(b []byte, only *entrySet) []byte {
 	b = p.encodePlaces(b, &numbers, only)
 	for i := 0; i < RegionBlocks; {
 		n := p.run(i, only)
-		if e := p.entries[i]; only == nil && e.Content != Hole || only != nil && only.has(i) {
+		if e := p.entries[i]; only.covers(i) && (only != nil || e.Content != Hole) {
 			b = append(b, byte(i), byte(n-1), byte(e.Content), numbers[i])
 			if e.Content == Data {
 				b = le.AppendUint16(b, e.Block)
@@ -122,7 +120,7 @@ func (p *page) encodePlaces(b []byte, numbers *[RegionBlocks]uint8, only *entryS
 	last := -1
 	for i := range p.entries {
 		e := &p.entries[i]
-		if e.Content != Data || only != nil && !only.has(i) {
+		if e.Content != Data || !only.covers(i) {
 			continue
 		}
 		if last >= 0 && p.entries[last].Segment == e.Segment && p.entries[last].Life == e.Life {
@@ -154,7 +152,7 @@ func (p *page) run(i int, only *entrySet) int {
 	first, n := p.entries[i], 1
 	for ; i+n < RegionBlocks; n++ {
 		e := p.entries[i+n]
-		if e.Content != first.Content || only != nil && only.has(i+n) != only.has(i) {
+		if e.Content != first.Content || only.covers(i+n) != only.covers(i) {
 			break
 		}
 		if first.Content == Data && (e.Segment != first.Segment || e.Life != first.Life || e.Block != first.Block+uint16(n)) {

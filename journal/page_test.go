@@ -47,8 +47,7 @@ func TestDeltas(t *testing.T) {
 		var encoded []*page
 		m := newBlockMap(16, table)
 		m.encodeNow = func(p *page) {
-			stored, n := p.store(0)
-			pairs, encoded = append(pairs, stored[:n]...), append(encoded, p)
+			pairs, encoded = p.store(pairs, 0), append(encoded, p)
 			m.thaw(p)
 			m.stored.add(p.region)
 		}

@@ -26,7 +26,6 @@ type Policy struct {
 const (
 	hardLive, hardShare, hardSegments = 1338, 46, 15
 	softLive, softShare, softSegments = 1318, 41, 11
-	fullPressure                      = 1000
 )
 
 // bound is a number of segments for what the lane holds.
@@ -48,11 +47,11 @@ func length(t journal.Table) int {
 	return t.Segments + max(usual-t.Empty, 0)
 }
 
-// Pressure rises from 0 at the soft bound to 1000 at the hard one.
+// Pressure rises from 0 at the soft bound to journal.FullPressure at the hard one.
 func (p Policy) Pressure(t journal.Table) int {
 	soft, hard := bound(t, softLive, softShare, softSegments), bound(t, hardLive, hardShare, hardSegments)
 	over := length(t) - soft
-	return min(fullPressure, fullPressure*max(over, 0)/max(hard-soft, 1))
+	return min(journal.FullPressure, journal.FullPressure*max(over, 0)/max(hard-soft, 1))
 }
 
 // Always implements journal.Policy.

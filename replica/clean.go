@@ -15,14 +15,6 @@ const cleanWorkers = 2
 // the filesystem: checkpoints free many at once, which the log then fills again.
 const pruneAfter = 5 * time.Second
 
-type pruneTask struct{ engine *Engine }
-
-func (t pruneTask) run() {
-	if again, _ := t.engine.slot.RunPrune(); again {
-		t.engine.prune.Reset(pruneAfter)
-	}
-}
-
 // Recycle returns segments to the slot's pool, and has those pruned after a
 // while that are too many.
 func (e *Engine) Recycle(segments []uint32) {
@@ -31,9 +23,14 @@ func (e *Engine) Recycle(segments []uint32) {
 	}
 }
 
-// pruneNow is called by the timer.
+// pruneNow is called by the timer. While the engine closes nothing is pruned: the
+// next start does.
 func (e *Engine) pruneNow() {
-	_ = e.cleaners.submit(pruneTask{e}) // closing: the next start prunes
+	e.cleaners.call(func() {
+		if again, _ := e.slot.RunPrune(); again {
+			e.prune.Reset(pruneAfter)
+		}
+	}, func(error) {})
 }
 
 // stepper is a file system that fault rules apply to.

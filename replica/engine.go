@@ -80,17 +80,6 @@ func (e *Engine) Kick(shard uint16) {
 	e.reads.kick()
 }
 
-// call has run carried out on a worker; refused is told that it will not be.
-func (w *workers) call(run func(), refused func(error)) {
-	if err := w.submit(call(run)); err != nil {
-		refused(err)
-	}
-}
-
-type call func()
-
-func (c call) run() { c() }
-
 // Prepare makes a segment ready on a worker. Once submitted the operation is
 // the worker's, its error included; so it is with Load, Commit and Clean.
 func (e *Engine) Prepare(p *journal.Prepare) {

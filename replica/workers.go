@@ -42,6 +42,17 @@ func newWorkers(limit int) *workers {
 	return w
 }
 
+// call has run carried out on a worker; refused is told that it will not be.
+func (w *workers) call(run func(), refused func(error)) {
+	if err := w.submit(call(run)); err != nil {
+		refused(err)
+	}
+}
+
+type call func()
+
+func (c call) run() { c() }
+
 // submit runs the task on a worker, now or when one is free.
 func (w *workers) submit(t task) error {
 	w.mu.Lock()

@@ -2,6 +2,7 @@ package shard
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"trivet/arena"
@@ -348,11 +349,7 @@ func quorumPressure(live []int, quorum int) int {
 	if len(live) < quorum {
 		return 0
 	}
-	for i := range live {
-		for j := i; j > 0 && live[j] < live[j-1]; j-- {
-			live[j], live[j-1] = live[j-1], live[j]
-		}
-	}
+	slices.Sort(live)
 	return live[quorum-1]
 }
 

@@ -109,7 +109,7 @@ func (s *Shard) Post(p *Part) {
 }
 
 // Full is the pressure at which no more may be written.
-const Full = 1000
+const Full = journal.FullPressure
 
 // Pressure tells how short of log space the shard is: 0 while there is no need
 // to hurry, Full when nothing more may be written before space was reclaimed.
