@@ -362,6 +362,7 @@ func (w *world) crash(power bool) {
 
 // restartDisks gives the next server what the last has left.
 func (w *world) restartDisks(power bool) {
+	w.cut = power
 	for _, leg := range w.legs {
 		if power {
 			leg.disk = leg.disk.Crash()

@@ -51,6 +51,7 @@ type world struct {
 	draining bool
 	started  bool // the volume was opened once
 	calm     bool // nothing happens while the volume is opened
+	cut      bool // the power was cut before the disks were last restarted
 	stopped  bool // somebody was told that the device has stopped, in this life
 	fuse     int  // crossings until the process is killed; 0: none
 	trouble  [journal.MaxSlots]bool
@@ -357,7 +358,8 @@ func (w *world) startLife() {
 	}
 }
 
-// opened notes which slots take part.
+// opened notes which slots take part. What was left in the page cache of one by a
+// sync that failed is gone after a power cut, and was missed and copied anew.
 func (w *world) opened() {
 	for i, s := range w.srv.slots {
 		w.legs[i].stale = s == nil
@@ -366,6 +368,7 @@ func (w *world) opened() {
 			continue
 		}
 		w.legs[i].making = false
+		w.legs[i].unsynced = w.legs[i].unsynced && !w.cut
 	}
 }
 
