@@ -110,6 +110,9 @@ type Recovery struct {
 	chain   uint32
 	stopped *descriptor // a batch with bad data: torn, or rotten if vouched for
 	bad     []int       // its bad data blocks
+	batches []replayed  // of segment, in order
+	entered LSN         // the last one before them
+	whole   bool        // segment is replayed from its first batch on
 }
 
 // Known is what durable marks tell of one slot's lane: for each generation that
@@ -213,6 +216,7 @@ func (r *Recovery) replay() error {
 		if r.segment != nil {
 			r.Began = r.segment.generation
 		}
+		r.entered = r.Stamp.LSN
 	}
 	life := l.position.life
 	for {
@@ -243,6 +247,7 @@ func (r *Recovery) replay() error {
 func (r *Recovery) enter(h *header) {
 	l := r.Lane
 	r.segment, r.offset, r.chain = h, 1, h.crc
+	r.batches, r.entered, r.whole = r.batches[:0], r.Stamp.LSN, true
 	// A checkpoint that began while the segment was open and empty holds it.
 	if s := l.segments.byIndex[h.segment]; s == nil || s.life != h.life {
 		l.segments.add(&segmentInfo{index: h.segment, life: h.life, previous: h.previous, firstLSN: h.firstLSN, lastLSN: h.tail, used: 1, state: segmentSealed})
@@ -369,6 +374,7 @@ func (r *Recovery) apply(d *descriptor) {
 	}
 	if !d.isMark() {
 		r.Stamp = Stamp{d.generation, max(r.Stamp.LSN, d.lastLSN())}
+		r.batches = append(r.batches, replayed{offset: r.offset, blocks: 1 + d.dataBlocks, lastLSN: d.lastLSN()})
 	}
 	for i := range d.durable {
 		r.Known[i].add(Stamp{d.generation, d.durable[i]})

@@ -328,6 +328,16 @@ func (l *testLane) syncAdopted(r *Recovery) {
 	}
 }
 
+// rewrite writes anew what is not known to be durable.
+func (l *testLane) rewrite(r *Recovery, known LSN) {
+	w := Rewriter{Prepare: func() (*Open, error) { return l.open() }}
+	n, err := w.Rewrite(r, known)
+	if err != nil {
+		l.w.t.Fatalf("slot %d: write the end of the log anew: %v", l.id.Slot, err)
+	}
+	l.w.log("slot %d wrote %d batches anew behind %d", l.id.Slot, n, known)
+}
+
 // pairs returns the store's content, for comparing two moments.
 func (l *testLane) pairs() map[string]string {
 	all := make(map[string]string)

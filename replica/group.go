@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"trivet/journal"
 )
@@ -269,7 +270,7 @@ func (g *Group) known(shard, i int) (lsn journal.LSN) {
 	return lsn
 }
 
-// adopt syncs what the slot's lanes have replayed, and gives its other
+// adopt makes durable what the slot's lanes have replayed, and gives its other
 // segments to the pool. Those of a damaged lane are left alone.
 func (g *Group) adopt(i int, s *Slot) error {
 	var adopted, inUse, written []uint32
@@ -298,7 +299,28 @@ func (g *Group) adopt(i int, s *Slot) error {
 	if err := s.pool.seed(inUse, written, life+lifeMargin); err != nil {
 		return err
 	}
-	return s.syncLog(adopted)
+	if err := s.syncLog(adopted); err != nil {
+		return err
+	}
+	return g.rewriteTails(i, s)
+}
+
+// rewriteTails writes anew what the slot's lanes hold behind what is known to be
+// durable. On a full disk it stays what it is, synced.
+func (g *Group) rewriteTails(i int, s *Slot) error {
+	w := journal.Rewriter{Prepare: func() (*journal.Open, error) { return s.prepare(appender) }, Closed: s.forget}
+	for shard := range g.Shards {
+		batches, err := w.Rewrite(g.Lanes[shard][i], g.known(shard, i))
+		switch {
+		case errors.Is(err, journal.ErrNoSegment) && errors.Is(err, unix.ENOSPC):
+			g.opt.Log(i, fmt.Sprintf("shard %d: no room to write the end of the log anew", shard), err)
+		case err != nil:
+			return fmt.Errorf("shard %d: write the end of the log anew: %w", shard, err)
+		case batches > 0:
+			g.opt.Log(i, fmt.Sprintf("shard %d: %d batches at the end of the log were not known durable and are written anew", shard, batches), nil)
+		}
+	}
+	return nil
 }
 
 // lifeMargin keeps lives apart from those of segments whose header was torn.

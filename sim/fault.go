@@ -113,9 +113,6 @@ func (w *world) add(victim int, text string) {
 		w.fail("%v", err)
 	}
 	w.trouble[victim] = true
-	if rule.Site == inject.LogSync || rule.Site == inject.Any {
-		w.legs[victim].unsynced = true
-	}
 	w.rules = append(w.rules, id)
 	w.trace("fault: %s", text)
 }
@@ -172,11 +169,10 @@ func (w *world) countHits() {
 }
 
 // mayDamage tells whether the slot may be damaged, or missing, while all that
-// is promised holds: the others are whole. One of which a sync has failed is not:
-// what a kill left in its page cache is adopted, and may never become durable.
+// is promised holds: the others are whole.
 func (w *world) mayDamage(i int) bool {
 	for j, leg := range w.legs {
-		if j != i && (leg.stale || leg.suspicious || leg.unsynced) {
+		if j != i && (leg.stale || leg.suspicious) {
 			return false
 		}
 	}

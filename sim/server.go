@@ -236,14 +236,12 @@ func (s *server) adopt(shard int, records []arena.Recovered) {
 	s.shards[shard].Adopt(slices.Insert(slices.Clone(records), w.rng.IntN(len(records)), arena.Recovered{Page: ^arena.Page(0), Record: arena.Record{LBA: 1 << 50, Count: 1}}))
 }
 
-// checkRecovery fails when recovery has found fault with a healthy slot. After
-// a sync that failed, which a disk reports once, what was written reads well
-// and is believed when the server is killed before it has written it elsewhere;
-// the arena has it until then, and writes it again.
+// checkRecovery fails when recovery has found fault with a healthy slot. That a
+// sync of it has failed, and was made good or not, makes no difference.
 func (s *server) checkRecovery() {
 	for shard, lanes := range s.group.Lanes {
 		for i, r := range lanes {
-			if r == nil || s.w.legs[i].suspicious || s.w.legs[i].unsynced {
+			if r == nil || s.w.legs[i].suspicious {
 				continue
 			}
 			if r.Damage != nil || len(r.Rotten) > 0 {
@@ -362,7 +360,6 @@ func (w *world) crash(power bool) {
 
 // restartDisks gives the next server what the last has left.
 func (w *world) restartDisks(power bool) {
-	w.cut = power
 	for _, leg := range w.legs {
 		if power {
 			leg.disk = leg.disk.Crash()

@@ -51,7 +51,6 @@ type world struct {
 	draining bool
 	started  bool // the volume was opened once
 	calm     bool // nothing happens while the volume is opened
-	cut      bool // the power was cut before the disks were last restarted
 	stopped  bool // somebody was told that the device has stopped, in this life
 	fuse     int  // crossings until the process is killed; 0: none
 	trouble  [journal.MaxSlots]bool
@@ -81,7 +80,6 @@ type leg struct {
 	store      *meta.Memory
 	suspicious bool // its disk has lied, or its bytes were flipped, or it is being made
 	making     bool // it was blank, and has not been opened since
-	unsynced   bool // a sync of it has failed: what was written may never be durable
 	stale      bool // it has not been brought together with its peers since it was missing
 }
 
@@ -156,7 +154,7 @@ func newWorld(seed uint64, opt Options) *world {
 func (w *world) blank(i int) {
 	w.legs[i].disk = disk.Memory(w.rng.Uint64(), disk.MemoryOptions{})
 	w.legs[i].store = meta.NewMemory()
-	w.legs[i].suspicious, w.legs[i].unsynced, w.legs[i].making = false, false, true
+	w.legs[i].suspicious, w.legs[i].making = false, true
 }
 
 func (w *world) run() {
@@ -358,8 +356,7 @@ func (w *world) startLife() {
 	}
 }
 
-// opened notes which slots take part. What was left in the page cache of one by a
-// sync that failed is gone after a power cut, and was missed and copied anew.
+// opened notes which slots take part.
 func (w *world) opened() {
 	for i, s := range w.srv.slots {
 		w.legs[i].stale = s == nil
@@ -368,7 +365,6 @@ func (w *world) opened() {
 			continue
 		}
 		w.legs[i].making = false
-		w.legs[i].unsynced = w.legs[i].unsynced && !w.cut
 	}
 }
 
