@@ -24,7 +24,8 @@ type Options struct {
 	Arena Outlived
 	// Parallel recovers the slots at the same time.
 	Parallel bool
-	// Log is told what an operator should know; slot is -1 for the volume.
+	// Log is told what an operator should know; slot is -1 for the volume. It is
+	// called by several goroutines at once when Parallel is set.
 	Log func(slot int, what string, err error)
 }
 
@@ -85,9 +86,7 @@ func recoverWithout(unfit map[journal.LaneID]error, slots []*Slot, absent []erro
 	for shard := range g.Lanes {
 		g.Lanes[shard] = make([]*journal.Recovery, len(slots))
 	}
-	if err := g.recoverSlots(); err != nil {
-		return nil, err
-	}
+	g.recoverSlots()
 	if err := g.checkQuorum(); err != nil {
 		return nil, err
 	}
@@ -186,19 +185,33 @@ func (g *Group) because(err error) error {
 
 // recoverSlots recovers every lane of every slot, and makes durable what was
 // adopted: it may have been read from a cache.
-func (g *Group) recoverSlots() error {
+func (g *Group) recoverSlots() {
+	g.apart(g.recoverSlot)
+	g.vouch(func(l journal.LaneID, err error) { g.exclude(int(l.Slot), fmt.Errorf("shard %d: %w", l.Shard, err)) })
+	known := make([][]journal.LSN, len(g.Slots)) // before any lane of the shard changes
+	g.each(func(i int, _ *Slot) {
+		for shard := range g.Shards {
+			known[i] = append(known[i], g.known(shard, i))
+		}
+	})
+	g.apart(func(i int, s *Slot) error { return g.adopt(i, s, known[i]) })
+}
+
+// apart does something on every slot, at the same time if that was asked for;
+// those that fail are excluded.
+func (g *Group) apart(fn func(i int, s *Slot) error) {
 	failed := make([]error, len(g.Slots))
 	var tasks errgroup.Group
 	g.each(func(i int, s *Slot) {
-		recover := func() error {
-			failed[i] = g.recoverSlot(i, s)
+		do := func() error {
+			failed[i] = fn(i, s)
 			return nil
 		}
 		if g.opt.Parallel {
-			tasks.Go(recover)
+			tasks.Go(do)
 			return
 		}
-		_ = recover()
+		_ = do()
 	})
 	_ = tasks.Wait() // each slot's error is its own
 	g.each(func(i int, s *Slot) {
@@ -206,13 +219,6 @@ func (g *Group) recoverSlots() error {
 			g.exclude(i, failed[i])
 		}
 	})
-	g.vouch(func(l journal.LaneID, err error) { g.exclude(int(l.Slot), fmt.Errorf("shard %d: %w", l.Shard, err)) })
-	g.each(func(i int, s *Slot) {
-		if err := g.adopt(i, s); err != nil {
-			g.exclude(i, err)
-		}
-	})
-	return nil
 }
 
 func (g *Group) recoverSlot(i int, s *Slot) error {
@@ -271,8 +277,9 @@ func (g *Group) known(shard, i int) (lsn journal.LSN) {
 }
 
 // adopt makes durable what the slot's lanes have replayed, and gives its other
-// segments to the pool. Those of a damaged lane are left alone.
-func (g *Group) adopt(i int, s *Slot) error {
+// segments to the pool. Those of a damaged lane are left alone. known is, by shard,
+// up to where the slot is known durable.
+func (g *Group) adopt(i int, s *Slot, known []journal.LSN) error {
 	var adopted, inUse, written []uint32
 	for _, h := range s.headers {
 		written = append(written, h.Segment())
@@ -302,15 +309,15 @@ func (g *Group) adopt(i int, s *Slot) error {
 	if err := s.syncLog(adopted); err != nil {
 		return err
 	}
-	return g.rewriteTails(i, s)
+	return g.rewriteTails(i, s, known)
 }
 
 // rewriteTails writes anew what the slot's lanes hold behind what is known to be
 // durable. On a full disk it stays what it is, synced.
-func (g *Group) rewriteTails(i int, s *Slot) error {
+func (g *Group) rewriteTails(i int, s *Slot, known []journal.LSN) error {
 	w := journal.Rewriter{Prepare: func() (*journal.Open, error) { return s.prepare(appender) }, Closed: s.forget}
 	for shard := range g.Shards {
-		batches, err := w.Rewrite(g.Lanes[shard][i], g.known(shard, i))
+		batches, err := w.Rewrite(g.Lanes[shard][i], known[shard])
 		switch {
 		case errors.Is(err, journal.ErrNoSegment) && errors.Is(err, unix.ENOSPC):
 			g.opt.Log(i, fmt.Sprintf("shard %d: no room to write the end of the log anew", shard), err)
