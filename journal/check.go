@@ -70,8 +70,12 @@ func (c *Check) Differs(o *Check) (regions []Region) {
 	return regions
 }
 
-// segment follows the chain of descriptors from the header on.
+// segment follows the chain of descriptors from the header on. A segment may be in
+// the table before its first batch is on disk.
 func (c *Check) segment(s *segmentInfo) error {
+	if s.used <= 1 { // a checkpoint began when nothing was written there, and nothing came to be
+		return nil
+	}
 	block, err := c.scan.block(s.index, 0, c.Of.Lane.cfg.SegmentBlocks)
 	if err != nil {
 		return err

@@ -93,4 +93,17 @@ func (w *world) checkRecovered(l *testLane, r *Recovery, written LSN) {
 	if err := w.check(l, r.Lane.segments, r.Stamp.LSN, recovered(r), nil); err != nil {
 		w.t.Fatalf("slot %d: %v", l.id.Slot, err)
 	}
+	for _, found := range inspected(w.t, r) {
+		w.t.Errorf("slot %d: a check of the whole lane finds %s", l.id.Slot, found)
+	}
+}
+
+// inspected returns what a check of a recovered lane finds.
+func inspected(t testing.TB, r *Recovery) (found []string) {
+	t.Helper()
+	c := Check{Of: r, Found: func(place string, err error) { found = append(found, fmt.Sprintf("%s: %v", place, err)) }, Verified: func(int64) {}}
+	if err := c.Run(); err != nil {
+		t.Fatal(err)
+	}
+	return found
 }
