@@ -113,6 +113,7 @@ type Recovery struct {
 	batches []replayed  // of segment, in order
 	entered LSN         // the last one before them
 	whole   bool        // segment is replayed from its first batch on
+	vouched LSN         // the highest that Vouch was told
 }
 
 // Known is what durable marks tell of one slot's lane: for each generation that
@@ -288,6 +289,16 @@ func (r *Recovery) successor(life uint32) *header {
 	return nil
 }
 
+// headerOf returns the header of a life, or nil.
+func (r *Recovery) headerOf(life uint32) *header {
+	for i := range r.headers {
+		if h := &r.headers[i]; h.life == life && !h.orphan {
+			return h
+		}
+	}
+	return nil
+}
+
 // replaySegment applies the batches of the segment up to limit.
 func (r *Recovery) replaySegment(limit LSN) error {
 	for r.offset < r.segment.blocks {
@@ -411,6 +422,7 @@ func (l *Lane) replayRecord(rec *batchRecord, stamp Stamp, s *segmentInfo, at ui
 // lies below: it is applied, its bad blocks are noted, and replay goes on. A
 // log that ends before lsn is damaged.
 func (r *Recovery) Vouch(lsn LSN) error {
+	r.vouched = max(r.vouched, lsn)
 	for r.stopped != nil && r.stopped.lastLSN() <= lsn {
 		d := r.stopped
 		r.noteRot(d)
@@ -452,6 +464,9 @@ func (r *Recovery) inspectEnd(life uint32) error {
 			if err := r.inspect(h, 1, r.Lane.cfg.SegmentBlocks); err != nil {
 				return err
 			}
+		case r.stopped == nil && h.previous > life && h.previous < h.life && r.headerOf(h.previous) == nil:
+			r.Damage = fmt.Errorf("%w: segment %d continues life %d, of which the header is gone", ErrDamaged, h.segment, h.previous)
+			return nil
 		case h.tail > r.Stamp.LSN && r.stopped == nil:
 			r.Damage = fmt.Errorf("%w: the log ends at LSN %d, segment %d begins behind %d", ErrDamaged, r.Stamp.LSN, h.segment, h.tail)
 			return nil

@@ -33,14 +33,14 @@ type Rewriter struct {
 	Closed  func(*Open)
 }
 
-// Rewrite writes anew what the lane holds behind the LSN known, and returns how
-// many batches that were. A damaged lane is left as it is. After an error that
+// Rewrite writes anew what the lane holds behind the LSN that it was vouched for,
+// and returns how many batches that were. A damaged lane is left as it is. After an error that
 // is not ErrNoSegment the lane must not be used: its map may name what does not
 // count.
-func (w *Rewriter) Rewrite(r *Recovery, known LSN) (batches int, err error) {
+func (w *Rewriter) Rewrite(r *Recovery) (batches int, err error) {
 	tail := r.batches
 	settled := r.entered
-	for len(tail) > 0 && tail[0].lastLSN <= known {
+	for len(tail) > 0 && tail[0].lastLSN <= r.vouched {
 		settled, tail = tail[0].lastLSN, tail[1:]
 	}
 	if len(tail) == 0 || r.Damage != nil {
@@ -89,6 +89,13 @@ func (r *Recovery) moveTail(tail []replayed, settled LSN, o *Open) error {
 			return fmt.Errorf("append to segment %d: %w", o.Index, err)
 		}
 		r.apply(d)
+	}
+	if r.offset < h.blocks {
+		// An attempt that a crash cut short may have left the same batches here, in
+		// the same life, and more of them: the next one would continue the chain.
+		if err := o.File.Write([][]byte{disk.Alloc(BlockSize)}, o.Base+int64(r.offset)*BlockSize, false); err != nil {
+			return fmt.Errorf("end of segment %d: %w", o.Index, err)
+		}
 	}
 	if err := o.File.Sync(); err != nil {
 		return fmt.Errorf("sync segment %d: %w", o.Index, err)

@@ -329,13 +329,13 @@ func (l *testLane) syncAdopted(r *Recovery) {
 }
 
 // rewrite writes anew what is not known to be durable.
-func (l *testLane) rewrite(r *Recovery, known LSN) {
+func (l *testLane) rewrite(r *Recovery) {
 	w := Rewriter{Prepare: func() (*Open, error) { return l.open() }}
-	n, err := w.Rewrite(r, known)
+	n, err := w.Rewrite(r)
 	if err != nil {
 		l.w.t.Fatalf("slot %d: write the end of the log anew: %v", l.id.Slot, err)
 	}
-	l.w.log("slot %d wrote %d batches anew behind %d", l.id.Slot, n, known)
+	l.w.log("slot %d wrote %d batches anew", l.id.Slot, n)
 }
 
 // pairs returns the store's content, for comparing two moments.

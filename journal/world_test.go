@@ -463,7 +463,7 @@ func (w *world) recoverAll() []*Recovery {
 			w.t.Fatalf("slot %d: %v", i, err)
 		}
 		w.lanes[i].freeUnused(r)
-		w.lanes[i].rewrite(r, known)
+		w.lanes[i].rewrite(r)
 	}
 	return all
 }

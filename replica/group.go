@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"trivet/journal"
 )
@@ -188,13 +187,7 @@ func (g *Group) because(err error) error {
 func (g *Group) recoverSlots() {
 	g.apart(g.recoverSlot)
 	g.vouch(func(l journal.LaneID, err error) { g.exclude(int(l.Slot), fmt.Errorf("shard %d: %w", l.Shard, err)) })
-	known := make([][]journal.LSN, len(g.Slots)) // before any lane of the shard changes
-	g.each(func(i int, _ *Slot) {
-		for shard := range g.Shards {
-			known[i] = append(known[i], g.known(shard, i))
-		}
-	})
-	g.apart(func(i int, s *Slot) error { return g.adopt(i, s, known[i]) })
+	g.apart(g.adopt)
 }
 
 // apart does something on every slot, at the same time if that was asked for;
@@ -277,9 +270,8 @@ func (g *Group) known(shard, i int) (lsn journal.LSN) {
 }
 
 // adopt makes durable what the slot's lanes have replayed, and gives its other
-// segments to the pool. Those of a damaged lane are left alone. known is, by shard,
-// up to where the slot is known durable.
-func (g *Group) adopt(i int, s *Slot, known []journal.LSN) error {
+// segments to the pool. Those of a damaged lane are left alone.
+func (g *Group) adopt(i int, s *Slot) error {
 	var adopted, inUse, written []uint32
 	for _, h := range s.headers {
 		written = append(written, h.Segment())
@@ -309,18 +301,19 @@ func (g *Group) adopt(i int, s *Slot, known []journal.LSN) error {
 	if err := s.syncLog(adopted); err != nil {
 		return err
 	}
-	return g.rewriteTails(i, s, known)
+	return g.rewriteTails(i, s)
 }
 
 // rewriteTails writes anew what the slot's lanes hold behind what is known to be
-// durable. On a full disk it stays what it is, synced.
-func (g *Group) rewriteTails(i int, s *Slot, known []journal.LSN) error {
+// durable. Without a segment, on a full disk for instance, it stays where it is,
+// synced.
+func (g *Group) rewriteTails(i int, s *Slot) error {
 	w := journal.Rewriter{Prepare: func() (*journal.Open, error) { return s.prepare(appender) }, Closed: s.forget}
 	for shard := range g.Shards {
-		batches, err := w.Rewrite(g.Lanes[shard][i], known[shard])
+		batches, err := w.Rewrite(g.Lanes[shard][i])
 		switch {
-		case errors.Is(err, journal.ErrNoSegment) && errors.Is(err, unix.ENOSPC):
-			g.opt.Log(i, fmt.Sprintf("shard %d: no room to write the end of the log anew", shard), err)
+		case errors.Is(err, journal.ErrNoSegment):
+			g.opt.Log(i, fmt.Sprintf("shard %d: the end of the log is not written anew", shard), err)
 		case err != nil:
 			return fmt.Errorf("shard %d: write the end of the log anew: %w", shard, err)
 		case batches > 0:
