@@ -289,14 +289,9 @@ func (r *Recovery) successor(life uint32) *header {
 	return nil
 }
 
-// headerOf returns the header of a life, or nil.
-func (r *Recovery) headerOf(life uint32) *header {
-	for i := range r.headers {
-		if h := &r.headers[i]; h.life == life && !h.orphan {
-			return h
-		}
-	}
-	return nil
+// hasHeader tells whether the header of a life is there.
+func (r *Recovery) hasHeader(life uint32) bool {
+	return slices.ContainsFunc(r.headers, func(h header) bool { return h.life == life && !h.orphan })
 }
 
 // replaySegment applies the batches of the segment up to limit.
@@ -345,18 +340,26 @@ func (r *Recovery) next() (*descriptor, error) {
 
 // verify returns which data blocks of the batch do not match their checksums.
 func (r *Recovery) verify(d *descriptor) (bad []int, err error) {
+	return d.mismatches(func(i int) ([]byte, error) {
+		return r.scan.block(r.segment.segment, r.offset+1+uint32(i), r.segment.blocks)
+	})
+}
+
+// mismatches returns which of the batch's data blocks, as block returns them, do
+// not match their checksums. Those of copies count only through a checkpoint.
+func (d *descriptor) mismatches(block func(i int) ([]byte, error)) (bad []int, err error) {
 	at := 0
 	for i := range d.records {
-		if d.records[i].kind == KindCopy { // its data count only through a checkpoint
+		if d.records[i].kind == KindCopy {
 			at += len(d.records[i].crcs)
 			continue
 		}
 		for _, crc := range d.records[i].crcs {
-			block, err := r.scan.block(r.segment.segment, r.offset+1+uint32(at), r.segment.blocks)
+			b, err := block(at)
 			if err != nil {
 				return nil, err
 			}
-			if Checksum(block) != crc {
+			if Checksum(b) != crc {
 				bad = append(bad, at)
 			}
 			at++
@@ -385,7 +388,7 @@ func (r *Recovery) apply(d *descriptor) {
 	}
 	if !d.isMark() {
 		r.Stamp = Stamp{d.generation, max(r.Stamp.LSN, d.lastLSN())}
-		r.batches = append(r.batches, replayed{offset: r.offset, blocks: 1 + d.dataBlocks, lastLSN: d.lastLSN()})
+		r.batches = append(r.batches, replayed{r.offset, 1 + d.dataBlocks, d.firstLSN, d.lastLSN()})
 	}
 	for i := range d.durable {
 		r.Known[i].add(Stamp{d.generation, d.durable[i]})
@@ -464,7 +467,7 @@ func (r *Recovery) inspectEnd(life uint32) error {
 			if err := r.inspect(h, 1, r.Lane.cfg.SegmentBlocks); err != nil {
 				return err
 			}
-		case r.stopped == nil && h.previous > life && h.previous < h.life && r.headerOf(h.previous) == nil:
+		case r.stopped == nil && h.previous > life && h.previous < h.life && !r.hasHeader(h.previous):
 			r.Damage = fmt.Errorf("%w: segment %d continues life %d, of which the header is gone", ErrDamaged, h.segment, h.previous)
 			return nil
 		case h.tail > r.Stamp.LSN && r.stopped == nil:

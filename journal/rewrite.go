@@ -10,9 +10,9 @@ import (
 
 // replayed is a batch with records in the segment that was replayed last.
 type replayed struct {
-	offset  uint32 // of its descriptor, in blocks
-	blocks  uint32 // with its data
-	lastLSN LSN
+	offset            uint32 // of its descriptor, in blocks
+	blocks            uint32 // with its data
+	firstLSN, lastLSN LSN
 }
 
 // ErrNoSegment tells that there was no segment to write to. Nothing has changed.
@@ -34,9 +34,9 @@ type Rewriter struct {
 }
 
 // Rewrite writes anew what the lane holds behind the LSN that it was vouched for,
-// and returns how many batches that were. A damaged lane is left as it is. After an error that
-// is not ErrNoSegment the lane must not be used: its map may name what does not
-// count.
+// and returns how many batches that were. A damaged lane is left as it is. After
+// an error that is not ErrNoSegment the lane must not be used: its map may name
+// what does not count.
 func (w *Rewriter) Rewrite(r *Recovery) (batches int, err error) {
 	tail := r.batches
 	settled := r.entered
@@ -64,20 +64,15 @@ func (w *Rewriter) Rewrite(r *Recovery) (batches int, err error) {
 // them into the map at their new place.
 func (r *Recovery) moveTail(tail []replayed, settled LSN, o *Open) error {
 	old := r.segment
-	buf := disk.Alloc((1 + maxBatchBlocks) * BlockSize)
-	first, err := r.readBatch(old, tail[0], buf)
-	if err != nil {
-		return err
-	}
 	h := header{
 		position:   position{volume: r.Lane.cfg.Volume, lane: r.Lane.cfg.ID, segment: o.Index, life: o.Life},
-		generation: first.generation, blocks: o.Blocks,
-		previous: old.life, firstLSN: first.firstLSN, tail: settled,
+		generation: r.Stamp.Generation, // that of all of a segment's batches
+		blocks:     o.Blocks, previous: old.life, firstLSN: tail[0].firstLSN, tail: settled,
 	}
 	if r.whole && len(tail) == len(r.batches) { // it continues what the segment did
 		h.previous, h.tail = old.previous, old.tail
 	}
-	block := disk.Alloc(BlockSize)
+	block, buf := disk.Alloc(BlockSize), disk.Alloc((1+maxBatchBlocks)*BlockSize)
 	r.segment, r.offset, r.chain, r.batches = &h, 1, h.encode(block), nil
 	for _, b := range tail {
 		d, err := r.readBatch(old, b, buf)
@@ -118,14 +113,12 @@ func (r *Recovery) readBatch(h *header, b replayed, buf []byte) (*descriptor, er
 	if err := decodeDescriptor(buf[:BlockSize], want, d); err != nil {
 		return nil, err
 	}
-	at := BlockSize
-	for i := range d.records {
-		for _, crc := range d.records[i].crcs {
-			if d.records[i].kind != KindCopy && Checksum(buf[at:at+BlockSize]) != crc {
-				return nil, fmt.Errorf("segment %d block %d, read again: %w", h.segment, b.offset+uint32(at/BlockSize), ErrChecksum)
-			}
-			at += BlockSize
-		}
+	bad, err := d.mismatches(func(i int) ([]byte, error) { return buf[(1+i)*BlockSize:][:BlockSize], nil })
+	if err != nil {
+		return nil, err
+	}
+	if len(bad) > 0 {
+		return nil, fmt.Errorf("segment %d block %d, read again: %w", h.segment, b.offset+1+uint32(bad[0]), ErrChecksum)
 	}
 	return d, nil
 }

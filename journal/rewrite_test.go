@@ -36,17 +36,11 @@ func rewriteFailing(t *testing.T, seed, n uint64) (batches int, hit bool) {
 			w.step()
 		}
 		w.crash(false)
-		r, err := l.recover()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := r.Vouch(r.Known[0].Since(r.Began)); err != nil {
-			t.Fatal(err)
-		}
-		l.freeUnused(r)
+		r := l.vouched()
 		faulty, reached := disk.FailNth(l.disk, n, syscall.EIO)
 		l.files = faulty
 		rewriter := Rewriter{Prepare: func() (*Open, error) { return l.open() }}
+		var err error
 		batches, err = rewriter.Rewrite(r)
 		if hit = reached(); hit != (err != nil) {
 			t.Fatalf("operation %d failed: %v, and the error is %v", n, hit, err)
@@ -190,5 +184,33 @@ func TestRewrittenHeaderRots(t *testing.T) {
 		if last != w.window.Last() || r.Stamp.LSN < last && r.Damage == nil {
 			t.Errorf("seed %d: durable up to %d, recovered up to %v without damage", seed, last, r.Stamp)
 		}
+	}
+}
+
+// TestRewriteLeavesVouched: a batch of which a block is rotten, and which a peer
+// vouches for, stays where it is, to be repaired. Its lane takes part.
+func TestRewriteLeavesVouched(t *testing.T) {
+	w := startWorld(t, smallWorld(1, 1))
+	l := looseEnd(w, 4)
+	whole := l.vouched()
+	rotten := slices.IndexFunc(whole.batches, func(b replayed) bool { return b.lastLSN > whole.vouched })
+	if rotten < 0 {
+		t.Fatal("nothing is loose")
+	}
+	data := int64(whole.batches[rotten].offset+1) * BlockSize
+	if err := l.disk.Corrupt(segmentFile(whole.segment.segment), data+9); err != nil {
+		t.Fatal(err)
+	}
+	r, err := l.recover()
+	if err == nil {
+		err = r.Vouch(whole.Stamp.LSN)
+	}
+	if err != nil || len(r.Rotten) != 1 || r.Stamp != whole.Stamp {
+		t.Fatalf("%v; rotten %v, up to %v, expected %v", err, r.Rotten, r.Stamp, whole.Stamp)
+	}
+	l.freeUnused(r)
+	l.rewrite(r)
+	if r.segment.segment != whole.segment.segment {
+		t.Error("what is vouched for was written anew")
 	}
 }

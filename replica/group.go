@@ -298,6 +298,8 @@ func (g *Group) adopt(i int, s *Slot) error {
 	if err := s.pool.seed(inUse, written, life+lifeMargin); err != nil {
 		return err
 	}
+	// Also what is vouched for: that may have been durable in another place, which
+	// was just written anew to this one when the last server was killed.
 	if err := s.syncLog(adopted); err != nil {
 		return err
 	}
