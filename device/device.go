@@ -14,8 +14,8 @@
 //
 // A Request belongs to its front-end, then from Submit to Done to the device.
 // Opening and closing are one goroutine's; everything else may be called from
-// any. The goroutines are: the door's, one runner a shard, and those of the
-// slots' engines; Close joins them.
+// any. The goroutines are: the door's, the one that brings slots back, one
+// runner a shard, and those of the slots' engines; Close joins them.
 package device
 
 import (
@@ -36,9 +36,12 @@ import (
 type Device struct {
 	info       Info
 	opt        Options
+	dirs       []string // of the slots, by ID
 	group      *replica.Group
 	membership *replica.Membership
-	engines    []*replica.Engine // by slot; nil for one that does not take part
+	slotsMu    sync.Mutex        // guards engines, and of the group Slots, Absent and Generation; held for no I/O
+	engines    []*replica.Engine // by slot; nil for one of which nothing is open
+	returns    returns
 	arena      *arena.Arena
 	memory     *cache.Memory
 	shards     []*shard.Shard
@@ -101,7 +104,7 @@ func (d *Device) slotFaulted(slot int, lost bool, err error) {
 		}
 		return
 	}
-	d.events.note(slot, "slot is faulted: it is resynchronised when the volume is opened again", err)
+	d.events.note(slot, "slot is faulted: it is brought back once it can be used again", err)
 	if d.membership.Count() < d.group.Quorum() {
 		stopped := fmt.Errorf("%w: slot %d: %w", shard.ErrStopped, slot, err)
 		d.stopped.CompareAndSwap(nil, &stopped)
@@ -110,6 +113,7 @@ func (d *Device) slotFaulted(slot int, lost bool, err error) {
 	for _, s := range d.shards {
 		s.Drop(slotID(slot), err)
 	}
+	d.returns.notify()
 }
 
 // Close completes what was submitted, flushes, stores a checkpoint, and
@@ -118,6 +122,9 @@ func (d *Device) slotFaulted(slot int, lost bool, err error) {
 func (d *Device) Close(ctx context.Context) error {
 	if d.closing.Swap(true) {
 		return errors.New("device is closed already")
+	}
+	if err := d.returns.close(ctx); err != nil {
+		return err
 	}
 	if err := d.drain(ctx); err != nil {
 		return err

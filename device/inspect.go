@@ -2,6 +2,7 @@ package device
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"time"
 
@@ -52,20 +53,11 @@ type SlotSnapshot struct {
 // Snapshot asks every shard. It does no I/O, and works after Close.
 func (d *Device) Snapshot() Snapshot {
 	s := Snapshot{
-		Geometry: d.group.Geometry, Generation: d.group.Generation, Inflight: int(d.inflight.Load()),
+		Geometry: d.group.Geometry, Inflight: int(d.inflight.Load()),
 		ArenaKind: d.arenaKind, ArenaNote: d.arenaNote, ArenaBytes: d.arenaPages * arena.PageSize,
 		CacheBytes: d.cacheBytes, Errors: d.events.counts(), Latencies: d.latencies.recent(d.now()),
 	}
-	live := d.membership.Live()
-	for i := range d.group.Replicas {
-		slot := SlotSnapshot{ID: i, Live: live[i], Reason: d.group.Absent[i]}
-		if e := d.engines[i]; e != nil {
-			slot.Where = e.Slot().Where
-			slot.Segments, slot.SegmentsFree = e.Slot().Segments()
-			slot.Checkpoint = e.Slot().CheckpointSequence()
-		}
-		s.Slots = append(s.Slots, slot)
-	}
+	d.addSlots(&s)
 	d.inspect(func(v *shard.View) { s.add(v) })
 	for i := range d.shards {
 		s.Pressure = max(s.Pressure, d.door.pressure(i))
@@ -74,6 +66,22 @@ func (d *Device) Snapshot() Snapshot {
 		s.ArenaFree = uint64(d.arena.FreePages()) * arena.PageSize
 	}
 	return s
+}
+
+// addSlots adds what is known of the slots without asking the shards.
+func (d *Device) addSlots(s *Snapshot) {
+	live := d.membership.Live()
+	d.slotsMu.Lock()
+	defer d.slotsMu.Unlock()
+	s.Generation = d.group.Generation
+	for i := range d.group.Replicas {
+		slot := SlotSnapshot{ID: i, Where: d.dirs[i], Live: live[i], Reason: d.group.Absent[i]}
+		if e := d.engines[i]; e != nil {
+			slot.Segments, slot.SegmentsFree = e.Slot().Segments()
+			slot.Checkpoint = e.Slot().CheckpointSequence()
+		}
+		s.Slots = append(s.Slots, slot)
+	}
 }
 
 // inspect calls fn in a turn of each shard, one after another.
@@ -110,7 +118,10 @@ func (s *Snapshot) add(v *shard.View) {
 		if l.LastError != nil {
 			slot.LastError = l.LastError
 		}
-		if !slot.Live && slot.Reason == nil {
+		switch {
+		case l.Fed && !l.Live:
+			slot.Reason = fmt.Errorf("coming back: %d regions are left", l.Missed)
+		case !slot.Live && slot.Reason == nil:
 			slot.Reason = l.Fault
 		}
 	}

@@ -48,6 +48,9 @@ type Options struct {
 	HelperCommand []string
 	// ReclaimAlways cleans segments whether or not space is short, for tests.
 	ReclaimAlways bool
+	// ReturnAfter is how long a slot that takes no part is left alone before it
+	// is tried again; default 5 s.
+	ReturnAfter time.Duration
 
 	// pause waits between two tries to take a lock; tests need not.
 	pause func(context.Context, time.Duration) error
@@ -71,10 +74,14 @@ func Open(ctx context.Context, opt Options) (*Device, error) {
 	if opt.Deadline == 0 {
 		opt.Deadline = defaultDeadline
 	}
+	if opt.ReturnAfter == 0 {
+		opt.ReturnAfter = defaultReturn
+	}
 	if opt.pause == nil {
 		opt.pause = pause
 	}
 	d := &Device{opt: opt, epoch: time.Now(), events: &events{log: opt.Log}, drained: make(chan struct{}, 1)}
+	d.returns.wake = make(chan struct{}, 1)
 	d.parts.New = func() any {
 		p := new(part)
 		p.Done = func(*shard.Part) { p.done() }
@@ -84,6 +91,7 @@ func Open(ctx context.Context, opt Options) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
+	d.dirs = dirs
 	if err := d.openSlots(ctx, dirs); err != nil {
 		return nil, errors.Join(err, d.abandon())
 	}
@@ -91,6 +99,7 @@ func Open(ctx context.Context, opt Options) (*Device, error) {
 		return nil, errors.Join(err, d.abandon())
 	}
 	d.pruneArenas()
+	d.returns.start(d)
 	return d, nil
 }
 

@@ -86,7 +86,7 @@ func (d *Device) Post(r *Request) {
 // check refuses what no shard could do.
 func (d *Device) check(r *Request) error {
 	switch {
-	case r.Op > BlockStatus:
+	case r.Op > refresh:
 		return fmt.Errorf("%w: %v", ErrInvalid, r.Op)
 	case r.Op == Flush:
 		return nil
@@ -155,6 +155,12 @@ func (d *Device) submitPart(r *Request) {
 	case Trim, WriteZeroes:
 		d.writeRange(p, r)
 		return
+	case refresh:
+		p.Op = shard.Refresh
+		if d.admit(p, p.Length/blockBytes, nil) {
+			d.shards[p.shard].Post(&p.Part)
+		}
+		return
 	}
 	d.shards[d.shardOf(offset)].Post(&p.Part)
 }
@@ -164,7 +170,7 @@ func (d *Device) submitPart(r *Request) {
 func (d *Device) cut(r *Request, offset, end uint64) uint64 {
 	region := (offset/regionBytes + 1) * regionBytes
 	switch r.Op {
-	case Read, Write, Cache:
+	case Read, Write, Cache, refresh:
 		return (offset/chunkBytes + 1) * chunkBytes
 	case Trim, WriteZeroes:
 		if offset%blockBytes != 0 {
@@ -207,7 +213,7 @@ func (d *Device) writeRange(p *part, r *Request) {
 // shard. False: it was parked with its data, or has failed.
 func (d *Device) admit(p *part, pages int, data []byte) bool {
 	p.ticket = ticket{
-		shard: d.shardOf(uint64(p.LBA) * blockBytes), ranged: p.Op != shard.Write,
+		shard: d.shardOf(uint64(p.LBA) * blockBytes), ranged: p.Op == shard.Trim || p.Op == shard.Zero,
 		client: p.request.Client, pages: pages,
 	}
 	if stopped := d.stopped.Load(); stopped != nil {

@@ -10,6 +10,14 @@ func (l *Lane) StillAt(lba LBA, e Entry) bool {
 	return known && now.samePlace(e)
 }
 
+// AddRegions adds every region of which the lane's map has a page.
+func (l *Lane) AddRegions(to RegionSet) {
+	to.AddAll(l.blocks.stored)
+	for g := range l.blocks.pages {
+		to.Add(g)
+	}
+}
+
 // Pin keeps the entry's segment from being recycled until Unpin. It returns
 // false when that life of the segment has ended.
 func (l *Lane) Pin(e Entry) bool {

@@ -69,9 +69,13 @@ func (l *Lane) cut(now time.Duration) bool {
 	io.place = descriptorAt + 1
 	io.first = l.batched + 1
 	l.gather(io, &e)
+	io.generation = l.generation
+	if l.batched >= l.marks.Began {
+		io.generation = l.marks.Generation
+	}
 	d := descriptor{
 		position:   position{volume: l.cfg.Volume, lane: l.cfg.ID, segment: l.open.Index, life: l.open.Life, offset: descriptorAt},
-		generation: l.generation, epoch: l.marks.Epoch,
+		generation: io.generation, epoch: l.marks.Epoch,
 		firstLSN: io.first, durable: l.marks.Durable, suspect: l.marks.Suspect,
 		previous: l.open.chain,
 	}
@@ -305,7 +309,7 @@ func (l *Lane) appended(io *IO, now time.Duration) {
 	if io.last == 0 {
 		return
 	}
-	s.lastLSN = io.last
+	s.lastLSN, l.generation = io.last, io.generation
 	at := io.place
 	for lsn := io.first; lsn <= io.last; lsn++ {
 		at += l.place(l.window.At(lsn), s, at)

@@ -96,7 +96,7 @@ func benchLane(b *testing.B, records int) (*Lane, *Window, *nullExecutor) {
 	w := NewWindow(1, records, records)
 	arena := disk.Alloc(BlockSize)
 	l := r.Activate(Activation{
-		Executor: x, Window: w, Marks: new(Marks), Generation: 1,
+		Executor: x, Window: w, Marks: &Marks{Generation: 1},
 		Memory: func(uint32) []byte { return arena },
 		Block:  func() []byte { return disk.Alloc(BlockSize) },
 		Connect: func(apply func(time.Duration)) func() {

@@ -124,7 +124,7 @@ type blockMap struct {
 	dirty  pageList         // changed since the last checkpoint began
 	frozen pageList         // of the checkpoint under way, not yet encoded
 	wanted []Region         // to be loaded; drained by the lane
-	stored regionSet        // regions that have a page in the store
+	stored RegionSet        // regions that have a page in the store
 	spare  *page            // evicted pages for reuse, linked through newer
 	budget int              // resident pages
 
@@ -136,7 +136,7 @@ type blockMap struct {
 func newBlockMap(budget int, segments *segmentTable) *blockMap {
 	return &blockMap{
 		pages:    make(map[Region]*page),
-		stored:   make(regionSet),
+		stored:   make(RegionSet),
 		budget:   max(budget, 16),
 		segments: segments,
 	}
@@ -156,7 +156,7 @@ func (m *blockMap) resident(r Region) *page {
 	} else {
 		p = new(page)
 	}
-	p.region, p.loaded = r, !m.stored.has(r)
+	p.region, p.loaded = r, !m.stored.Has(r)
 	m.pages[r] = p
 	m.clean.push(p)
 	m.evict(p)
@@ -340,36 +340,5 @@ func (m *blockMap) committed(p *page, failed bool) {
 	if failed && m.pages[p.region] == p {
 		p.based = false
 		m.markDirty(p)
-	}
-}
-
-// regionSet is a set of regions, in chunks that are stored as they are: 32,768
-// regions (32 GiB of address space) in 4 KiB.
-type regionSet map[uint32]*regionChunk
-
-type regionChunk struct {
-	bits [512]uint64
-}
-
-func (s regionSet) has(r Region) bool {
-	c := s[uint32(r>>15)]
-	return c != nil && c.bits[r>>6&511]&(1<<(r&63)) != 0
-}
-
-func (s regionSet) add(r Region) {
-	c := s[uint32(r>>15)]
-	if c == nil {
-		c = new(regionChunk)
-		s[uint32(r>>15)] = c
-	}
-	c.bits[r>>6&511] |= 1 << (r & 63)
-}
-
-// each calls fn for every region of the chunk, in ascending order.
-func (c *regionChunk) each(chunk uint32, fn func(Region)) {
-	for w, word := range c.bits {
-		for ; word != 0; word &= word - 1 {
-			fn(Region(chunk)<<15 | Region(w<<6|bits.TrailingZeros64(word)))
-		}
 	}
 }

@@ -143,7 +143,7 @@ func (c *Check) regions() (regions []Region, err error) {
 	slices.Sort(regions)
 	regions = slices.Compact(regions)
 	for _, g := range regions {
-		if !l.blocks.stored.has(g) {
+		if !l.blocks.stored.Has(g) {
 			c.Found(fmt.Sprintf("region %d", g), fmt.Errorf("its map page is not in the set of stored regions: %w", ErrNotThis))
 		}
 	}

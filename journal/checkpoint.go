@@ -51,12 +51,15 @@ type checkpoint struct {
 	notBefore time.Duration
 	completed LSN // of the last one that is durable
 
+	incomplete bool // what the last one that is durable says of the lane
+	storing    bool // what the one under way says
+
 	emptySince time.Duration // when a segment lost its last live block; 0: none has
 }
 
 // wanted tells whether a checkpoint is under way or due.
 func (c *checkpoint) wanted(l *Lane) bool {
-	return c.active || c.requested || c.since >= l.cfg.CheckpointBytes || l.blocks.dirty.len >= l.blocks.budget/2 ||
+	return c.active || c.requested || c.incomplete && !l.incomplete || c.since >= l.cfg.CheckpointBytes || l.blocks.dirty.len >= l.blocks.budget/2 ||
 		l.segments.empty() >= max(emptySegments, len(l.segments.order)/44) || l.segments.empty() > 0 && l.cleaner.pressure >= FullPressure
 }
 
@@ -124,6 +127,7 @@ func (l *Lane) beginCheckpoint() {
 	c := &l.ckpt
 	c.active, c.requested, c.since, c.lsn = true, false, 0, l.written
 	c.pages, c.op.Pairs = c.pages[:0], c.op.Pairs[:0]
+	c.storing = l.incomplete
 	l.Want(c.lsn)
 	l.blocks.freeze()
 	c.put(laneKey(l.cfg.ID.Shard), l.record().encode())
@@ -163,10 +167,10 @@ func (l *Lane) encodePage(p *page) {
 // noteStored adds the region to those that have a page in the store. In memory
 // that may be ahead of the store: a load then finds nothing.
 func (l *Lane) noteStored(r Region) {
-	if l.blocks.stored.has(r) {
+	if l.blocks.stored.Has(r) {
 		return
 	}
-	l.blocks.stored.add(r)
+	l.blocks.stored.Add(r)
 	if chunk := uint32(r >> 15); !slices.Contains(l.ckpt.chunks, chunk) {
 		l.ckpt.chunks = append(l.ckpt.chunks, chunk)
 	}
@@ -197,7 +201,7 @@ func (l *Lane) committed(now time.Duration) {
 		}
 		return
 	}
-	c.active, c.failures, c.completed = false, 0, c.lsn
+	c.active, c.failures, c.completed, c.incomplete = false, 0, c.lsn, c.storing
 	for i, p := range c.pages {
 		l.blocks.committed(p, false)
 		c.pages[i] = nil
@@ -255,7 +259,7 @@ const (
 )
 
 func (l *Lane) record() laneRecord {
-	return laneRecord{stamp: Stamp{l.generation, l.written}, position: l.position}
+	return laneRecord{stamp: Stamp{l.generation, l.written}, position: l.position, incomplete: l.incomplete}
 }
 
 func (r laneRecord) encode() []byte {

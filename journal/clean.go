@@ -372,7 +372,7 @@ func (l *Lane) sweep() {
 		if c.cursor >= regions || len(c.op.Moves)+RegionBlocks > l.cleanRoom() {
 			break
 		}
-		if r := c.cursor; l.blocks.stored.has(r) || l.blocks.pages[r] != nil {
+		if r := c.cursor; l.blocks.stored.Has(r) || l.blocks.pages[r] != nil {
 			p := l.blocks.resident(r)
 			if !p.loaded {
 				l.blocks.want(p)

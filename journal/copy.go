@@ -43,16 +43,13 @@ var ErrSource = errors.New("the better copy cannot be read")
 const copyDirtyPages = 8192
 
 // Regions returns every region of which the lane's map has a page, ascending.
-func (r *Recovery) Regions() []Region {
-	var regions []Region
-	for chunk, c := range r.Lane.blocks.stored {
-		c.each(chunk, func(g Region) { regions = append(regions, g) })
-	}
-	for g := range r.Lane.blocks.pages {
+func (r *Recovery) Regions() (regions []Region) {
+	set := make(RegionSet)
+	r.Lane.AddRegions(set)
+	for g, ok := set.Next(0); ok; g, ok = set.Next(g + 1) {
 		regions = append(regions, g)
 	}
-	slices.Sort(regions)
-	return slices.Compact(regions)
+	return regions
 }
 
 // page returns the loaded page of the region.
@@ -72,9 +69,20 @@ func (r *Recovery) page(g Region) (*page, error) {
 	return p, b.install(g, storedPageAt(values, 0))
 }
 
-// Copy makes the region what it is in from. Blocks that are the same by
-// checksum are left alone unless force is set.
-func (c *Copier) Copy(g Region, from *Recovery, force bool) error {
+// Doubt is how little the Copier believes of the lane that it copies to.
+type Doubt uint8
+
+// The doubts.
+const (
+	Behind   Doubt = iota // regions of the same stamp are the same
+	Patchy                // blocks of the same checksum are
+	Distrust              // nothing is
+)
+
+// Copy makes the region what it is in from, but for what is the same already, as
+// far as the lane can be believed.
+func (c *Copier) Copy(g Region, from *Recovery, doubt Doubt) error {
+	force := doubt == Distrust
 	source, err := from.page(g)
 	if err != nil {
 		return fmt.Errorf("map page of region %d in slot %d: %w: %v", g, from.Lane.cfg.ID.Slot, ErrSource, err)
@@ -83,7 +91,7 @@ func (c *Copier) Copy(g Region, from *Recovery, force bool) error {
 	if err != nil {
 		return fmt.Errorf("map page of region %d in slot %d: %w", g, c.To.Lane.cfg.ID.Slot, err)
 	}
-	if source.stamp == target.stamp && !force {
+	if source.stamp == target.stamp && doubt == Behind {
 		return nil
 	}
 	b := c.To.Lane.blocks
@@ -258,6 +266,11 @@ func (r *Recovery) RegionStamp(g Region) (Stamp, error) {
 // Finish makes the copy count: the lane then is at stamp, with all its pages
 // and its segment table stored.
 func (c *Copier) Finish(stamp Stamp) error { return c.commit(stamp, false) }
+
+// Discount stores that the lane counts for nothing until a checkpoint says
+// otherwise: what is written to it from now on leaves it with some of what its
+// peers have, and not with all.
+func (c *Copier) Discount() error { return c.commit(Stamp{}, true) }
 
 // leave makes sure that the lane's log goes on in a segment of the copy, even if
 // no data were copied: what follows the place where the log broke off, or was

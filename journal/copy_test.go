@@ -58,7 +58,7 @@ func copyAndCrash(t *testing.T, seed uint64, n int) (crashed bool) {
 		stamp := all[0].Stamp
 		faulty, _ := disk.FailNth(target.disk, uint64(n), syscall.EIO)
 		target.files = faulty
-		err := w.copyLane(0, all, false)
+		err := w.copyLane(0, all, Behind)
 		crashed = err != nil
 		if err != nil && !errors.Is(err, syscall.EIO) {
 			t.Fatal(err)
@@ -98,10 +98,10 @@ func (w *world) recoverLane(l *testLane, all []*Recovery) *Recovery {
 }
 
 // copyLane makes lane i what lane 1 is.
-func (w *world) copyLane(i int, all []*Recovery, force bool) error {
+func (w *world) copyLane(i int, all []*Recovery, doubt Doubt) error {
 	c := w.copier(w.lanes[i], all[i])
 	for _, g := range regionsOf(all[i], all[1]) {
-		if err := c.Copy(g, all[1], force); err != nil {
+		if err := c.Copy(g, all[1], doubt); err != nil {
 			return err
 		}
 	}
@@ -131,7 +131,7 @@ func TestCopyThenServe(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			w := diverge(t, 100+seed)
 			all := w.recoverAll()
-			if err := w.copyLane(0, all, seed%2 == 0); err != nil {
+			if err := w.copyLane(0, all, []Doubt{Behind, Distrust, Patchy}[seed%3]); err != nil {
 				t.Fatal(err)
 			}
 			w.mustEqual(w.lanes[0], all[0], all[1])
@@ -156,7 +156,7 @@ func TestCopySettlesMarks(t *testing.T) {
 	w := diverge(t, 3)
 	all := w.recoverAll()
 	behind := w.lanes[0]
-	if err := w.copyLane(0, all, false); err != nil {
+	if err := w.copyLane(0, all, Behind); err != nil {
 		t.Fatal(err)
 	}
 	behind.stop(true)
@@ -221,7 +221,7 @@ func TestCopyWithoutData(t *testing.T) {
 				t.Fatal(err)
 			}
 			all := w.recoverAll()
-			if err := w.copyLane(0, all, false); err != nil {
+			if err := w.copyLane(0, all, Behind); err != nil {
 				t.Fatal(err)
 			}
 			all[0].Rotten = nil // found before the copy

@@ -37,6 +37,10 @@ type Marks struct {
 	// that claimed those would make recovery look for them.
 	Durable [MaxSlots]LSN
 	Suspect [MaxSlots]LSN
+	// Generation is that of the records from Began on. One that begins while the
+	// volume is served has a peer's return as its reason.
+	Generation Generation
+	Began      LSN
 }
 
 // Config is what a lane is made of.
@@ -63,7 +67,8 @@ type Lane struct {
 	window     *Window
 	marks      *Marks
 	memory     func(page uint32) []byte // the arena's payload
-	generation Generation
+	generation Generation               // of the last batch written
+	incomplete bool                     // see Recovery.Incomplete
 
 	segments *segmentTable
 	blocks   *blockMap
@@ -117,29 +122,29 @@ func newLane(cfg Config) *Lane {
 
 // Activation is what a recovered lane needs to take part.
 type Activation struct {
-	Executor   Executor
-	Window     *Window
-	Marks      *Marks
-	Memory     func(page uint32) []byte // a page's BlockSize bytes
-	Block      func() []byte            // an aligned block of BlockSize bytes
-	Generation Generation
+	Executor Executor
+	Window   *Window
+	Marks    *Marks
+	Memory   func(page uint32) []byte // a page's BlockSize bytes
+	Block    func() []byte            // an aligned block of BlockSize bytes
 	// Connect is called once for each operation that the lane may have under
 	// way, with what has to be called by the shard's owner after it is done;
 	// it returns what the executor calls.
 	Connect func(apply func(now time.Duration)) (done func())
 }
 
-// Activate attaches the recovered lane to its shard. The window's first LSN
-// starts the generation; everything before it counts as written and durable
-// here, so what was adopted must have been synced.
+// Activate attaches the recovered lane to its shard. It takes part from the next
+// record on; everything before it counts as written and durable here, so what was
+// adopted must have been synced, and a lane that lacks some of that be incomplete.
 func (r *Recovery) Activate(a Activation) *Lane {
 	l := r.Lane
 	l.tail, l.issued, l.settled, l.chained = r.Stamp.LSN, l.position, l.position, l.position.life
 	l.ckpt.since = r.Bytes
-	l.exec, l.window, l.marks, l.memory, l.generation = a.Executor, a.Window, a.Marks, a.Memory, a.Generation
+	l.exec, l.window, l.marks, l.memory, l.generation = a.Executor, a.Window, a.Marks, a.Memory, a.Marks.Generation
+	l.incomplete, l.ckpt.incomplete = r.Incomplete, r.Incomplete
 	last := a.Window.Last()
 	l.batched, l.planned, l.written, l.durable, l.want = last, last, last, last, last
-	l.found, l.skipped = r.Stamp.LSN, last
+	l.found, l.skipped, l.batchedItem = r.Stamp.LSN, last, a.Window.itemNext
 	l.marks.Durable[l.cfg.ID.Slot] = l.found
 	failed := new(bool)
 	for i := range l.ops {
@@ -198,6 +203,13 @@ func (l *Lane) Appending(lsn LSN) bool {
 
 // LastError returns the last error that the lane met, or nil.
 func (l *Lane) LastError() error { return l.lastErr }
+
+// Complete tells the lane that it has all that its peers have up to the last
+// record written: from its next checkpoint on it counts, and IsComplete.
+func (l *Lane) Complete() { l.incomplete = false }
+
+// IsComplete tells whether the last checkpoint says that the lane counts.
+func (l *Lane) IsComplete() bool { return !l.incomplete && !l.ckpt.incomplete }
 
 // Want asks for everything up to lsn to be made durable.
 func (l *Lane) Want(lsn LSN) { l.want = max(l.want, lsn) }

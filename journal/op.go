@@ -57,7 +57,8 @@ type IO struct {
 	Err     error         // set by the executor
 	Done    func()        // called by the executor, once
 
-	first, last LSN    // records of the append; last is 0 for a mark
+	first, last LSN // records of the append; last is 0 for a mark
+	generation  Generation
 	through     LSN    // everything up to it is durable when this succeeds
 	named       LSN    // own durable mark that becomes durable with it
 	place       uint32 // block offset of the first data block

@@ -49,7 +49,7 @@ func TestDeltas(t *testing.T) {
 		m.encodeNow = func(p *page) {
 			pairs, encoded = p.store(pairs, 0), append(encoded, p)
 			m.thaw(p)
-			m.stored.add(p.region)
+			m.stored.Add(p.region)
 		}
 		var want [regions][RegionBlocks]Entry
 		change := func(most int) {

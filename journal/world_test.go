@@ -477,7 +477,7 @@ func (w *world) bringTogether(all []*Recovery) {
 		}
 		c := w.copier(w.lanes[i], r)
 		for _, g := range regionsOf(r, best) {
-			if err := c.Copy(g, best, false); err != nil {
+			if err := c.Copy(g, best, Behind); err != nil {
 				w.t.Fatal(err)
 			}
 		}
@@ -525,14 +525,13 @@ func (w *world) activate(all []*Recovery) {
 		w.freePages = append(w.freePages, uint32(i))
 	}
 	w.inbox = nil
-	w.marks = Marks{Epoch: w.marks.Epoch + 1}
+	w.marks = Marks{Epoch: w.marks.Epoch + 1, Generation: w.gen}
 	for i, r := range all {
 		l := w.lanes[i]
 		l.known, l.wake = r.Stamp.LSN, 0
 		l.lane = r.Activate(Activation{
 			Executor: l, Window: w.window, Marks: &w.marks, Memory: w.memory,
-			Block:      func() []byte { return disk.Alloc(BlockSize) },
-			Generation: w.gen,
+			Block: func() []byte { return disk.Alloc(BlockSize) },
 			Connect: func(apply func(time.Duration)) func() {
 				return func() { w.inbox = append(w.inbox, apply) }
 			},

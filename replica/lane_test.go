@@ -97,7 +97,7 @@ func openLane(t *testing.T, s *Slot) *laneOwner {
 		o.pages = append(o.pages, disk.Alloc(journal.BlockSize))
 	}
 	o.lane = g.Lanes[0][0].Activate(journal.Activation{
-		Executor: o, Window: o.window, Marks: new(journal.Marks), Generation: g.Generation,
+		Executor: o, Window: o.window, Marks: &journal.Marks{Generation: g.Generation},
 		Memory: func(page uint32) []byte { return o.pages[page] }, Block: func() []byte { return disk.Alloc(journal.BlockSize) },
 		Connect: func(apply func(time.Duration)) func() {
 			return func() {

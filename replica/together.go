@@ -148,28 +148,30 @@ func (g *Group) outlived(shard uint16, lsn journal.LSN) bool {
 // copyLane copies every region in which two lanes differ, and removes what the
 // better one does not have.
 func (g *Group) copyLane(shard uint16, to, from int, st standing) error {
-	source, target, slot := g.Lanes[shard][from], g.Lanes[shard][to], g.Slots[to]
-	c := journal.Copier{
-		To: target, Generation: g.Generation, Peers: g.Lanes[shard],
-		Prepare: func() (*journal.Open, error) { return slot.prepare(appender) },
-		Commit:  slot.commit,
-		Closed:  slot.forget,
-	}
+	source, target := g.Lanes[shard][from], g.Lanes[shard][to]
+	c := g.copier(target, g.Slots[to])
+	c.Peers = g.Lanes[shard]
 	regions := append(source.Regions(), target.Regions()...)
 	slices.Sort(regions)
 	regions = slices.Compact(regions)
 	g.opt.Log(to, fmt.Sprintf("shard %d: bringing %d regions together with slot %d", shard, len(regions), from), nil)
+	doubt := journal.Behind
+	if target.Incomplete { // it may have been fed: the newest of a region, and not what is older
+		doubt = journal.Patchy
+	}
 	said := time.Now()
 	for i, region := range regions {
-		force := false
+		doubt := doubt
 		if st.suspect != 0 {
 			stamp, err := target.RegionStamp(region)
 			if err != nil {
 				return err
 			}
-			force = stamp.LSN >= st.suspect
+			if stamp.LSN >= st.suspect {
+				doubt = journal.Distrust
+			}
 		}
-		if err := c.Copy(region, source, force); err != nil {
+		if err := c.Copy(region, source, doubt); err != nil {
 			return err
 		}
 		if time.Since(said) > time.Second {

@@ -84,6 +84,6 @@ func (c *core) adopt(k adoption) {
 		if i == len(k.runs)-1 {
 			c.window.AddItem(r, journal.Item{Page: uint32(k.Page), CRC: k.Record.CRC})
 		}
-		c.pending.add(r)
+		c.enter(r)
 	}
 }

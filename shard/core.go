@@ -7,6 +7,7 @@ import (
 
 	"trivet/arena"
 	"trivet/cache"
+	"trivet/disk"
 	"trivet/journal"
 )
 
@@ -73,8 +74,12 @@ type Counters struct {
 type core struct {
 	cfg     Config
 	now     time.Duration
-	lanes   []*journal.Lane // by slot; nil for one that does not take part
-	live    [journal.MaxSlots]bool
+	lanes   []*journal.Lane // by slot; nil for one that never took part
+	slots   [journal.MaxSlots]Slot
+	connect func(apply func(time.Duration)) (done func())
+	live    [journal.MaxSlots]bool // has all that was acknowledged: votes, and is read
+	fed     [journal.MaxSlots]bool // gets every record; a live one does, and one that returns
+	absent  [journal.MaxSlots]absence
 	primary int // slot that is read first
 	marks   journal.Marks
 	window  *journal.Window
@@ -105,6 +110,7 @@ type core struct {
 	faults   []fault  // to be reported after this turn
 	quiet    []func() // called once everything is checkpointed and nothing is under way
 	rotten   []rot    // to be read, and so repaired, after this turn
+	calls    []func() // answers, to be given after this turn
 	progress bool     // an operation has come back in this turn
 	counters Counters
 }
@@ -132,19 +138,18 @@ type fault struct {
 }
 
 // attach makes the core of recovered lanes; nil ones do not take part.
-func (c *core) attach(recovered []*journal.Recovery, connect func(apply func(time.Duration)) func(), block func() []byte) {
+func (c *core) attach(recovered []*journal.Recovery, connect func(apply func(time.Duration)) func()) {
 	c.window = c.cfg.Window
 	c.pending = pendingIndex{regions: make(map[journal.Region]*pendingRegion), window: c.window}
 	c.lanes = make([]*journal.Lane, len(c.cfg.Slots))
-	memory := func(page uint32) []byte { return c.cfg.Arena.Bytes(arena.Page(page)) }
+	c.marks.Generation = c.cfg.Generation
+	c.connect = connect
 	for i, r := range recovered {
 		if r == nil || c.cfg.Slots[i] == nil {
+			c.absent[i] = absence{everything: true}
 			continue
 		}
-		c.lanes[i] = r.Activate(journal.Activation{
-			Executor: c.cfg.Slots[i], Window: c.window, Marks: &c.marks, Memory: memory, Block: block,
-			Generation: c.cfg.Generation, Connect: connect,
-		})
+		c.engage(i, r, c.cfg.Slots[i])
 		c.live[i] = true
 	}
 	for range 2 * maxReads {
@@ -154,6 +159,17 @@ func (c *core) attach(recovered []*journal.Recovery, connect func(apply func(tim
 	}
 	c.freeOps = append(c.freeOps, c.readOps...)
 	c.choosePrimary()
+}
+
+// engage lets a recovered lane take part from the next record on.
+func (c *core) engage(slot int, r *journal.Recovery, s Slot) {
+	c.slots[slot] = s
+	c.lanes[slot] = r.Activate(journal.Activation{
+		Executor: s, Window: c.window, Marks: &c.marks, Connect: c.connect,
+		Memory: func(page uint32) []byte { return c.cfg.Arena.Bytes(arena.Page(page)) },
+		Block:  func() []byte { return disk.Alloc(journal.BlockSize) },
+	})
+	c.fed[slot], c.reported[slot], c.told[slot] = true, false, nil
 }
 
 // choosePrimary picks the slot that is read first: shards differ, so that the
@@ -205,6 +221,8 @@ func (c *core) handle(p *Part) {
 		c.flush(p)
 	case Status:
 		c.status(p)
+	case Refresh:
+		c.refresh(p)
 	}
 }
 
@@ -215,6 +233,7 @@ func (c *core) finish(p *Part, err error) {
 		switch p.Op {
 		case Read, Cache, Status:
 			c.counters.ReadErrors++
+		case Refresh: // the device's own
 		case Flush:
 			c.counters.FlushErrors++
 		default:
@@ -244,8 +263,9 @@ func (c *core) settle() (wake time.Duration) {
 		c.retryUnmapped()
 	}
 	at(c.hedge())
+	c.heedReturns()
 	for i, l := range c.lanes {
-		if !c.live[i] {
+		if !c.fed[i] {
 			continue
 		}
 		if len(c.quiet) > 0 {
@@ -276,7 +296,7 @@ func (c *core) isQuiet() bool {
 		if l == nil {
 			continue
 		}
-		if l.Busy() || c.live[i] && c.stopped == nil && !l.Checkpointed(c.window.Last()) {
+		if l.Busy() || c.fed[i] && c.stopped == nil && !l.Checkpointed(c.window.Last()) {
 			return false
 		}
 	}
@@ -416,8 +436,8 @@ func (c *core) abandon(p *Part) {
 
 // refuse fails a part, and frees the payload of a write that was not logged.
 func (c *core) refuse(p *Part, err error) {
-	if p.Op == Write && p.target == 0 {
-		c.cfg.Arena.Free(p.Pages[:p.blocks()]...)
+	if p.Op == Write && p.target == 0 || p.Op == Refresh {
+		c.cfg.Arena.Free(p.Pages[p.used:p.blocks()]...)
 	}
 	c.finish(p, err)
 }

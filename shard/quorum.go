@@ -56,10 +56,10 @@ func (c *core) wantDurable(lsn journal.LSN) {
 	}
 }
 
-// wantAll asks every live lane to be durable up to lsn.
+// wantAll asks every lane that takes part to be durable up to lsn.
 func (c *core) wantAll(lsn journal.LSN) {
 	for i, l := range c.lanes {
-		if c.live[i] {
+		if c.fed[i] {
 			l.Want(lsn)
 		}
 	}
@@ -102,11 +102,11 @@ func (c *core) quorum(of func(*journal.Lane) journal.LSN) journal.LSN {
 	return best
 }
 
-// least returns the lowest LSN of the live lanes.
+// least returns the lowest LSN of the lanes that get records.
 func (c *core) least(of func(*journal.Lane) journal.LSN) journal.LSN {
 	least := c.window.Last()
 	for i, l := range c.lanes {
-		if c.live[i] {
+		if c.fed[i] {
 			least = min(least, of(l))
 		}
 	}
@@ -170,7 +170,7 @@ func (c *core) retire(durable journal.LSN) {
 // hold next. -1 when there is none.
 func (c *core) reader(lsn journal.LSN) int {
 	for i, l := range c.lanes {
-		if l != nil && !c.live[i] && l.Appending(lsn) {
+		if l != nil && !c.fed[i] && l.Appending(lsn) {
 			return i
 		}
 	}
@@ -190,10 +190,11 @@ func (c *core) release() {
 // drop goes on without a slot. Its peers note, before any flush is
 // acknowledged without it, from where on it must not be trusted.
 func (c *core) drop(slot journal.SlotID, why error) {
-	if !c.live[slot] {
+	if !c.fed[slot] {
 		return
 	}
-	c.live[slot] = false
+	c.miss(int(slot))
+	c.live[slot], c.fed[slot] = false, false
 	c.reported[slot] = true
 	c.lanes[slot].Abandon(why)
 	c.marks.Suspect[slot] = c.lanes[slot].Durable() + 1

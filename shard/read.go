@@ -190,7 +190,7 @@ func (c *core) start(op *readOp) {
 	op.part.op = op
 	c.reading.push(op.part)
 	c.left(op)
-	c.cfg.Slots[op.slot].Read(&op.disk)
+	c.slots[op.slot].Read(&op.disk)
 }
 
 // giveUp puts a part back in the queue for which the cache has no frames: its
@@ -245,7 +245,7 @@ func (c *core) readDone(op *readOp) {
 			c.handle(p)
 			return
 		}
-		c.finish(p, nil)
+		c.readEnded(p)
 	}
 }
 
@@ -266,7 +266,13 @@ func (c *core) gotBlock(op *readOp, p *Part, m missing) {
 	}
 	region := c.pending.lookup(m.lba.Region())
 	overtaken := region != nil && region.refs[m.lba.Index()] != 0
+	if p != nil && p.Op == Refresh && overtaken {
+		p.logged |= 1 << m.index
+	}
 	current := !overtaken && c.live[op.slot] && c.lanes[op.slot].StillAt(m.lba, m.entry)
+	if current && p != nil && p.Op == Refresh {
+		c.logAgain(p, m.index, 1, journal.Data, content)
+	}
 	if current && op.n < streamBlocks {
 		c.cfg.Cache.Attach(uint64(m.lba), m.frame)
 		return
@@ -322,7 +328,7 @@ func (c *core) retry(op *readOp) {
 		c.handle(p)
 		return
 	}
-	c.finish(p, nil)
+	c.readEnded(p)
 }
 
 // relocate looks a block up again. resolved: it was delivered from memory.

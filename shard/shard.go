@@ -31,7 +31,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"trivet/disk"
 	"trivet/journal"
 )
 
@@ -80,7 +79,7 @@ func New(cfg Config, lanes []*journal.Recovery, host Host) *Shard {
 	s := &Shard{host: host, core: core{cfg: cfg}}
 	s.tick.apply = func(time.Duration) { s.armed = 0; s.ticking.Store(false) }
 	s.core.now = host.Now()
-	s.core.attach(lanes, s.connect, func() []byte { return disk.Alloc(journal.BlockSize) })
+	s.core.attach(lanes, s.connect)
 	return s
 }
 
@@ -104,7 +103,7 @@ func (s *Shard) Submit(p *Part) {
 // parts: what arrives together then costs one turn, and one sync.
 func (s *Shard) Post(p *Part) {
 	p.event.part = p
-	p.target, p.merged, p.op, p.avoid, p.stuck = 0, 0, nil, 0, 0
+	p.target, p.merged, p.op, p.avoid, p.stuck, p.used, p.logged = 0, 0, nil, 0, 0, 0, 0
 	s.post(&p.event)
 }
 
@@ -192,12 +191,14 @@ func (s *Shard) turn() {
 		s.host.WakeAt(wake)
 	}
 	s.pressure.Store(int32(c.pressure()))
+	slots, calls := c.slots, c.calls
+	c.calls = nil
 	done, faults, rotten, quiet := c.done, c.faults, c.rotten, c.takeQuiet()
 	c.done, c.faults, c.rotten = partList{}, nil, nil
 	s.waiting.Store(s.backlog != nil)
 	s.owned.Store(false)
 
-	for _, slot := range c.cfg.Slots {
+	for _, slot := range slots {
 		if slot != nil {
 			slot.Kick(c.cfg.Index)
 		}
@@ -215,6 +216,9 @@ func (s *Shard) turn() {
 		c.cfg.Rotten(r.slot, r.lba)
 	}
 	for _, fn := range quiet {
+		fn()
+	}
+	for _, fn := range calls {
 		fn()
 	}
 }

@@ -21,6 +21,9 @@ func (v *View) CacheBlocks() int { return v.core.cfg.Cache.Len() }
 // LaneView is the state of one lane.
 type LaneView struct {
 	Live             bool
+	Fed              bool   // gets every record: a live slot's does, and one's that returns
+	Idle             bool   // nothing of it is under way
+	Missed           int    // regions that a slot that returns has still to be given
 	BacklogBytes     uint64 // of records that the lane has not written
 	UnsyncedBytes    uint64 // of records that it has written, not durable
 	Written, Durable journal.LSN
@@ -39,7 +42,8 @@ func (v *View) Lane(slot int) (view LaneView, ok bool) {
 		return view, false
 	}
 	return LaneView{
-		Live: c.live[slot], BacklogBytes: l.BacklogBytes(), UnsyncedBytes: l.UnsyncedBytes(),
+		Live: c.live[slot], Fed: c.fed[slot], Idle: c.isIdle(slot), Missed: c.absent[slot].todo.Len(),
+		BacklogBytes: l.BacklogBytes(), UnsyncedBytes: l.UnsyncedBytes(),
 		Written: l.Written(), Durable: l.Durable(), Usage: l.Usage(), Pressure: l.Pressure(), Pins: l.Pins(), LastError: l.LastError(), Fault: l.Fault(),
 	}, true
 }

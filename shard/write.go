@@ -46,10 +46,21 @@ func (c *core) writeRange(p *Part) {
 	c.logged(p, r)
 }
 
+// enter makes a record that was just added count for those who read, and for
+// slots that do not get it.
+func (c *core) enter(r *journal.Record) {
+	c.pending.add(r)
+	for i := range c.lanes {
+		if c.absent[i].missed != nil {
+			c.absent[i].missed.Add(r.LBA.Region())
+		}
+	}
+}
+
 // logged acknowledges a part whose record is in the window, and so with all
 // live lanes, or lets it wait until it is durable.
 func (c *core) logged(p *Part, r *journal.Record) {
-	c.pending.add(r)
+	c.enter(r)
 	c.sinceFlush++
 	if c.eager && c.now-c.lastFlush > eagerWithin {
 		c.eager = false
@@ -142,7 +153,7 @@ func (c *core) repair(slot int, lba journal.LBA, bad journal.Entry, good []byte)
 	copy(c.cfg.Arena.Bytes(pages[0]), good)
 	r := c.window.Add(journal.KindWrite, lba, 1)
 	c.addPage(r, lba, pages[0], journal.Checksum(good))
-	c.pending.add(r)
+	c.enter(r)
 	c.counters.Repairs++
 	c.cfg.Event(slot, fmt.Sprintf("block %d repaired from a peer", lba), nil)
 }
@@ -157,6 +168,6 @@ func (c *core) addPage(r *journal.Record, lba journal.LBA, page arena.Page, crc 
 func (c *core) publish(page arena.Page, r *journal.Record, lba journal.LBA, blocks int, crc uint32) {
 	c.cfg.Arena.Put(page, arena.Record{
 		Shard: c.cfg.Index, Kind: arena.RecordKind(r.Kind), LBA: uint64(lba), Count: uint32(blocks), CRC: crc,
-		Stamp: arena.Stamp{Generation: uint64(c.cfg.Generation), LSN: uint64(r.LSN)},
+		Stamp: arena.Stamp{Generation: uint64(c.marks.Generation), LSN: uint64(r.LSN)},
 	})
 }

@@ -136,6 +136,7 @@ func (w *world) planMeta(victim int) {
 	from := w.rng.IntN(w.cfg.steps)
 	w.at(from, func() {
 		w.trouble[victim] = true
+		w.failingMeta = true
 		w.trace("fault: metadata of slot %d fails with probability %v", victim, p)
 		w.legs[victim].store.Inject(func(meta.Op) error {
 			if w.rng.Float64() < p {
@@ -145,13 +146,14 @@ func (w *world) planMeta(victim int) {
 			return nil
 		})
 	})
-	w.at(from+w.rng.IntN(w.cfg.steps), func() { w.legs[victim].store.Inject(nil) })
+	w.at(from+w.rng.IntN(w.cfg.steps), func() { w.legs[victim].store.Inject(nil); w.failingMeta = false })
 }
 
 // quieten ends every fault.
 func (w *world) quieten() {
 	w.countHits()
 	w.faults.Clear()
+	w.failingMeta = false
 	for i, leg := range w.legs {
 		leg.store.Inject(nil)
 		if s := w.srv.slots[i]; s != nil {

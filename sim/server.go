@@ -35,7 +35,7 @@ type server struct {
 	slots      []*slot // nil for one that does not take part
 	arena      *arena.Arena
 	held       *replica.Held
-	dropped    [journal.MaxSlots]bool
+	back       *comeback // nil: nobody comes back
 }
 
 // host is the world of a shard.
@@ -266,16 +266,19 @@ func (s *server) faulted(id journal.SlotID, lost bool, err error) {
 	}
 	w.trace("slot %d is dropped (lost %v): %v", id, lost, err)
 	w.cover["slots dropped"]++
-	s.dropped[id] = true
 	w.legs[id].stale = true
 	for _, sh := range s.shards {
 		sh.Drop(id, err)
 	}
+	s.bringBack(int(id))
 }
 
 // close ends a life as the device does. The clients are quiet.
 func (s *server) close() {
 	w := s.w
+	if s.back != nil {
+		s.back.cancel()
+	}
 	failed := 0
 	for _, sh := range s.shards {
 		sh.Submit(&shard.Part{Op: shard.Flush, Done: func(p *shard.Part) {
@@ -332,6 +335,9 @@ func (w *world) crash(power bool) {
 	w.trace("crash, power cut %v", power)
 	w.faults.Clear()
 	if s := w.srv; s != nil {
+		if s.back != nil {
+			s.back.kill()
+		}
 		for _, slot := range s.slots {
 			if slot != nil {
 				slot.halt()

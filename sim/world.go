@@ -45,19 +45,21 @@ type world struct {
 	clients  []*client
 	cover    Coverage
 
-	srv      *server
-	arena    *arena.Arena
-	inflight int // parts that have not completed
-	draining bool
-	started  bool // the volume was opened once
-	calm     bool // nothing happens while the volume is opened
-	stopped  bool // somebody was told that the device has stopped, in this life
-	fuse     int  // crossings until the process is killed; 0: none
-	trouble  [journal.MaxSlots]bool
-	plan     []action // faults of this life, by step
-	step     int
-	rules    []inject.ID
-	heard    func(slot int, what string) // what an operator is told; nil: nobody listens
+	srv         *server
+	arena       *arena.Arena
+	inflight    int // parts that have not completed
+	draining    bool
+	started     bool // the volume was opened once
+	calm        bool // nothing happens while the volume is opened
+	stopped     bool // somebody was told that the device has stopped, in this life
+	fuse        int  // crossings until the process is killed; 0: none
+	trouble     [journal.MaxSlots]bool
+	failingMeta bool               // calls of a metadata store may fail
+	generation  journal.Generation // the highest that a slot has come back with
+	plan        []action           // faults of this life, by step
+	step        int
+	rules       []inject.ID
+	heard       func(slot int, what string) // what an operator is told; nil: nobody listens
 }
 
 // config is what differs between runs.
@@ -179,9 +181,13 @@ func (w *world) live() {
 		end, steps = endCut, 1+w.rng.IntN(60)
 	}
 	if !w.survives(func() {
+		patient := w.rng.IntN(3) > 0
 		for w.step = 0; w.step < steps; w.step++ {
 			w.act()
 			w.proceed()
+			if back := w.srv.back; patient && w.step == steps-1 && back != nil && back.worthWaiting() {
+				steps += 200
+			}
 		}
 		if end == endClose {
 			w.quieten()
@@ -258,6 +264,9 @@ func (w *world) proceed() bool {
 	}
 	for _, h := range w.srv.hosts {
 		h.offer(&n)
+	}
+	if w.srv.back != nil {
+		w.srv.back.offer(&n)
 	}
 	if !w.draining {
 		for _, c := range w.clients {
@@ -362,6 +371,7 @@ func (w *world) opened() {
 		w.legs[i].stale = s == nil
 		if s == nil {
 			w.trouble[i] = true
+			w.srv.bringBack(i)
 			continue
 		}
 		w.legs[i].making = false

@@ -1,0 +1,291 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"trivet/journal"
+	"trivet/replica"
+	"trivet/resync"
+	"trivet/shard"
+)
+
+// A slot that takes no part is tried again, after a pause that grows with every
+// failure, and at the least pause when only its disk was full. One that was
+// steady for a while begins with the least pause again.
+const (
+	defaultReturn = 5 * time.Second
+	mostReturn    = time.Minute
+	steadyAfter   = 5 * time.Minute
+)
+
+// returnBytesPerSecond is how fast a slot that returns is given what it missed:
+// all slots write it, beside what the clients want.
+const returnBytesPerSecond = 128 << 20
+
+// errClosing ends a return.
+var errClosing = errors.New("device is closing")
+
+// returns brings slots back. Its goroutine sleeps while every slot is live.
+type returns struct {
+	device *Device
+	wake   chan struct{} // capacity 1: a slot was dropped
+	ctx    context.Context
+	cancel context.CancelFunc
+	done   sync.WaitGroup
+
+	absent  []absentSlot       // by ID; the goroutine's, as is what follows
+	highest journal.Generation // tried
+	paced   time.Time          // no region is refreshed before
+}
+
+// absentSlot is when a slot is tried again.
+type absentSlot struct {
+	due      time.Time // zero: the slot is live
+	pause    time.Duration
+	returned time.Time
+	closed   bool // nothing of it is open
+}
+
+// start begins to look after the slots that are not live.
+func (r *returns) start(d *Device) {
+	r.device, r.highest = d, d.group.Generation
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	r.absent = make([]absentSlot, d.group.Replicas)
+	for i := range r.absent {
+		r.absent[i].closed = d.engines[i] == nil
+	}
+	r.done.Go(func() {
+		timer := time.NewTimer(0)
+		defer timer.Stop()
+		for {
+			select {
+			case <-r.ctx.Done():
+				return
+			case <-r.wake:
+			case <-timer.C:
+			}
+			if next := r.look(); next > 0 {
+				timer.Reset(next)
+			}
+		}
+	})
+}
+
+// close ends the goroutine, and a return that is under way. When the context ends
+// first, something of the slot has not answered.
+func (r *returns) close(ctx context.Context) error {
+	r.cancel()
+	joined := make(chan struct{})
+	r.startJoin(joined)
+	select {
+	case <-joined:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("close: a slot that was to come back does not answer: %w", ctx.Err())
+	}
+}
+
+// startJoin closes joined once the goroutine has ended.
+func (r *returns) startJoin(joined chan<- struct{}) {
+	go func() {
+		r.done.Wait()
+		close(joined)
+	}()
+}
+
+// notify tells that a slot was dropped. It never blocks.
+func (r *returns) notify() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// look tries the slots that are due, and returns after how long to look again: 0
+// when every slot is live, or nothing can be done any more.
+func (r *returns) look() (next time.Duration) {
+	d := r.device
+	if d.stopped.Load() != nil || d.group.Replicas == 1 {
+		return 0
+	}
+	for i, live := range d.membership.Live() {
+		a := &r.absent[i]
+		switch {
+		case live:
+			continue
+		case a.due.IsZero():
+			r.lost(i)
+		case !time.Now().Before(a.due):
+			r.try(i)
+		}
+		if wait := time.Until(a.due); !a.due.IsZero() && (next == 0 || wait < next) {
+			next = max(wait, time.Millisecond)
+		}
+	}
+	return next
+}
+
+// lost decides when a slot is tried that was found missing.
+func (r *returns) lost(slot int) {
+	a := &r.absent[slot]
+	if a.pause == 0 || time.Since(a.returned) > steadyAfter {
+		a.pause = r.device.opt.ReturnAfter
+	}
+	a.due = time.Now().Add(a.pause)
+}
+
+// try brings a slot back, or decides when it is tried again.
+func (r *returns) try(slot int) {
+	a, d := &r.absent[slot], r.device
+	err := r.bring(slot)
+	if err == nil {
+		d.events.note(slot, "slot is back: it has all that its peers have", nil)
+		a.due, a.returned, a.pause = time.Time{}, time.Now(), min(2*a.pause, mostReturn)
+		return
+	}
+	if r.ctx.Err() == nil {
+		d.events.note(slot, "slot cannot come back yet", err)
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		a.pause = min(2*a.pause, mostReturn)
+	}
+	a.due = time.Now().Add(a.pause)
+}
+
+// bring brings a slot back.
+func (r *returns) bring(slot int) error {
+	d := r.device
+	if err := r.shut(slot); err != nil {
+		return err
+	}
+	d.membership.Return(slot)
+	r.highest++
+	started := false
+	volume := resync.Volume{
+		Group: d.group, Shards: d.shards, Arena: d.arena, Live: d.liveSlots,
+		Open: func() (*replica.Slot, error) { return d.openSlot(slot, d.dirs[slot], d.group.Geometry) },
+		Start: func(s *replica.Slot) shard.Slot {
+			started, r.absent[slot].closed = true, false
+			return d.startEngine(slot, s)
+		},
+		Refresh: r.refresh, Wait: r.wait,
+		Progress: r.progress(slot),
+	}
+	err := volume.Return(slot, r.highest)
+	if err == nil && !d.membership.Admit(slot) {
+		err = shard.ErrAbsent
+	}
+	if err != nil {
+		d.membership.Report(slot, true)
+		for _, s := range d.shards {
+			if started {
+				s.Drop(slotID(slot), err)
+			}
+		}
+		return err
+	}
+	d.slotsMu.Lock()
+	d.group.Generation, d.group.Absent[slot] = r.highest, nil
+	d.slotsMu.Unlock()
+	return nil
+}
+
+// shut closes what a dropped slot has left open, once nothing is under way.
+func (r *returns) shut(slot int) error {
+	d := r.device
+	if r.absent[slot].closed {
+		return nil
+	}
+	idle := true
+	d.inspect(func(v *shard.View) {
+		if l, ok := v.Lane(slot); ok && !l.Idle {
+			idle = false
+		}
+	})
+	if !idle {
+		return errors.New("an operation has not returned")
+	}
+	d.slotsMu.Lock()
+	e := d.engines[slot]
+	d.engines[slot], d.group.Slots[slot] = nil, nil
+	d.slotsMu.Unlock()
+	if !e.Close(closeWait) {
+		d.slotsMu.Lock()
+		d.engines[slot] = e
+		d.slotsMu.Unlock()
+		return fmt.Errorf("an operation has not returned for %v", closeWait)
+	}
+	r.absent[slot].closed = true
+	return e.Slot().Close()
+}
+
+// wait calls start and waits until done is called.
+func (r *returns) wait(start func(done func())) error {
+	done := make(chan struct{}, 1)
+	start(func() { done <- struct{}{} })
+	select {
+	case <-done:
+		return nil
+	case <-r.ctx.Done():
+		return errClosing
+	}
+}
+
+// refresh logs a region again, at a bounded pace.
+func (r *returns) refresh(g journal.Region, done func(error)) {
+	d := r.device
+	at := uint64(g) * regionBytes
+	if at >= d.info.SizeBytes {
+		done(nil)
+		return
+	}
+	if err := pause(r.ctx, time.Until(r.paced)); err != nil {
+		done(errClosing)
+		return
+	}
+	r.paced = time.Now().Add(time.Second * regionBytes / returnBytesPerSecond)
+	d.Submit(&Request{
+		Op: refresh, Offset: at, Length: uint32(min(regionBytes, d.info.SizeBytes-at)),
+		Done: func(q *Request) { done(q.Err) },
+	})
+}
+
+// progress tells how far a return has come, once a second.
+func (r *returns) progress(slot int) func(done, left int) {
+	said := time.Now()
+	return func(done, left int) {
+		if time.Since(said) > time.Second {
+			said = time.Now()
+			r.device.events.note(slot, fmt.Sprintf("coming back: %d regions brought up to date, %d of this shard are left", done, left), nil)
+		}
+	}
+}
+
+// liveSlots are the slots that take part.
+func (d *Device) liveSlots() (slots []*replica.Slot) {
+	live := d.membership.Live()
+	d.slotsMu.Lock()
+	defer d.slotsMu.Unlock()
+	for i, s := range d.group.Slots {
+		if live[i] {
+			slots = append(slots, s)
+		}
+	}
+	return slices.Clip(slots)
+}
+
+// startEngine begins to work for a slot that comes back.
+func (d *Device) startEngine(slot int, s *replica.Slot) *replica.Engine {
+	e := replica.StartEngine(s)
+	d.slotsMu.Lock()
+	defer d.slotsMu.Unlock()
+	d.engines[slot], d.group.Slots[slot] = e, s
+	return e
+}

@@ -1,0 +1,124 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+)
+
+// TestSlotReturns: a slot that was lost comes back by itself under load, with
+// what it missed, and is then good enough to be the only one that is left.
+func TestSlotReturns(t *testing.T) {
+	for name, lose := range map[string]func(*volume){
+		"its syncs fail":    func(v *volume) { v.rule("log.sync slot=1 error=EIO") },
+		"its disk is full":  func(v *volume) { v.rule("segment.alloc slot=1 error=ENOSPC") },
+		"its disk hangs":    func(v *volume) { v.rule("log.append slot=1 hang") },
+		"it was not opened": func(v *volume) { v.close(); v.rule("superblock slot=1 error=EIO"); v.open() },
+		"it is blank": func(v *volume) {
+			v.close()
+			v.rule("superblock slot=1 error=EIO")
+			v.open()
+			v.must(os.RemoveAll(filepath.Join(v.opt.Dir, "slot-1")))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := newVolume(t, func(o *Options) { o.ReturnAfter = 100 * time.Millisecond })
+			w := &scribe{volume: v, content: make(map[uint64]int)}
+			w.write(300)
+			v.must(v.flush())
+			lose(v)
+			for v.live()[1] {
+				w.write(10)
+				v.must(v.flush())
+			}
+			w.write(300)
+			v.faults.Clear()
+			for deadline := time.Now().Add(30 * time.Second); !v.live()[1]; {
+				w.write(1)
+				if time.Now().After(deadline) {
+					t.Fatalf("slot 1 did not come back: %+v", v.Events())
+				}
+			}
+			w.write(100)
+			v.must(v.flush())
+			v.close()
+			for _, other := range []string{"slot-0", "slot-2"} {
+				v.must(os.RemoveAll(filepath.Join(v.opt.Dir, other)))
+			}
+			v.opt.Survivor = 2
+			v.open()
+			w.check()
+		})
+	}
+}
+
+// scribe writes blocks at random and knows what it wrote.
+type scribe struct {
+	*volume
+	content map[uint64]int // pattern by address
+	seed    int
+}
+
+func (w *scribe) write(n int) {
+	var all sync.WaitGroup
+	at := make(map[uint64]bool)
+	for range n {
+		lba := rand.Uint64N(w.opt.Size/blockBytes/8) * 8 * blockBytes
+		if at[lba] {
+			continue
+		}
+		at[lba] = true
+		w.seed++
+		seed := w.seed
+		w.content[lba] = seed
+		all.Go(func() {
+			var err error
+			if seed%7 == 0 {
+				err = w.do(&Request{Op: Trim, Offset: lba, Length: 2 * blockBytes})
+			} else {
+				err = w.volume.write(lba, pattern(seed, 2*blockBytes), 0)
+			}
+			if err != nil {
+				w.t.Errorf("write at %d: %v", lba, err)
+			}
+		})
+	}
+	all.Wait()
+}
+
+func (w *scribe) check() {
+	w.t.Helper()
+	for lba, seed := range w.content {
+		want := pattern(seed, 2*blockBytes)
+		if seed%7 == 0 {
+			clear(want)
+		}
+		w.expect(lba, want)
+	}
+}
+
+// TestCloseEndsReturn: closing does not wait for a slot that is coming back.
+func TestCloseEndsReturn(t *testing.T) {
+	v := newVolume(t, func(o *Options) { o.ReturnAfter = time.Millisecond })
+	v.must(v.write(0, pattern(1, 16<<20), 0))
+	v.rule("log.sync slot=1 error=EIO")
+	for v.live()[1] {
+		v.must(errors.Join(v.write(0, pattern(2, 32<<20), 0), v.flush()))
+	}
+	v.faults.Clear()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	v.must(v.Device.Close(ctx))
+	v.open()
+	v.expect(0, pattern(2, 32<<20))
+	for i, live := range v.live() {
+		if !live {
+			t.Errorf("slot %d does not take part after a start", i)
+		}
+	}
+}

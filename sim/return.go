@@ -1,0 +1,249 @@
+package sim
+
+import (
+	"errors"
+	"iter"
+	"time"
+
+	"trivet/journal"
+	"trivet/replica"
+	"trivet/resync"
+	"trivet/shard"
+)
+
+// comeback is a slot that comes back. What does that in earnest, and waits in
+// between, runs here as a coroutine of the loop: it is resumed when what it waits
+// for has happened.
+type comeback struct {
+	w         *world
+	slot      int
+	due       time.Duration
+	resume    func() (struct{}, bool)
+	stop      func()
+	yield     func(struct{}) bool
+	runnable  bool
+	cancelled bool // the volume is being closed
+	ended     bool
+	fed       bool
+	refreshes int    // parts under way
+	room      func() // waits for room in the arena
+	roomAt    time.Duration
+}
+
+var errCancelled = errors.New("cancelled")
+
+// bringBack lets a slot that takes no part come back after a while.
+func (s *server) bringBack(slot int) {
+	w := s.w
+	if s.back != nil || w.rng.IntN(4) == 0 {
+		return
+	}
+	c := &comeback{w: w, slot: slot, due: w.now + time.Duration(w.rng.IntN(300))*time.Millisecond, runnable: true}
+	c.resume, c.stop = iter.Pull(func(yield func(struct{}) bool) {
+		c.yield = yield
+		c.run()
+	})
+	s.back = c
+}
+
+func (c *comeback) offer(n *next) {
+	if c.runnable && !c.ended {
+		n.offer(max(c.due, c.w.now), c.step)
+	}
+	if c.room != nil {
+		n.offer(c.roomAt, c.room)
+	}
+}
+
+// worthWaiting tells whether a life should not end before the slot is back, and
+// what happens then has happened.
+func (c *comeback) worthWaiting() bool {
+	if !c.ended {
+		return c.w.step < 30000
+	}
+	return len(c.w.plan) > 0
+}
+
+// step goes on until it has to wait, or has ended.
+func (c *comeback) step() {
+	c.runnable = false
+	c.w.crossing()
+	if _, more := c.resume(); more {
+		return
+	}
+	c.ended = true
+}
+
+// kill ends it with the process.
+func (c *comeback) kill() {
+	defer func() {
+		if p := recover(); p != nil {
+			if _, ok := p.(killed); !ok {
+				panic(p)
+			}
+		}
+	}()
+	c.stop()
+}
+
+// cancel ends it in an orderly way, before the volume is closed.
+func (c *comeback) cancel() {
+	c.cancelled = true
+	if !c.ended {
+		c.step()
+	}
+	c.w.drainUntil(func() bool { return c.refreshes == 0 }, "a region is never refreshed")
+}
+
+// run tries to bring the slot back, once.
+func (c *comeback) run() {
+	w, s := c.w, c.w.srv
+	if c.cancelled || !s.shut(c.slot) {
+		return
+	}
+	s.membership.Return(c.slot)
+	w.generation = max(w.generation, s.group.Generation) + 1
+	volume := resync.Volume{
+		Group: s.group, Shards: s.shards, Arena: s.arena, Live: s.liveSlots,
+		Open: func() (*replica.Slot, error) { return s.openSlot(c.slot) },
+		Start: func(rep *replica.Slot) shard.Slot {
+			c.fed = true
+			s.group.Slots[c.slot] = rep
+			s.slots[c.slot] = &slot{w: w, id: c.slot, rep: rep, lanes: make([][]operation, w.geometry.Shards)}
+			return s.slots[c.slot]
+		},
+		Refresh: c.refresh, Wait: c.wait, Progress: func(int, int) { w.cover["regions refreshed"]++ },
+	}
+	err := volume.Return(c.slot, w.generation)
+	if err == nil && !s.membership.Admit(c.slot) {
+		err = shard.ErrAbsent
+	}
+	w.trace("slot %d has come back: %v", c.slot, err)
+	if err == nil {
+		s.group.Generation, s.group.Absent[c.slot] = w.generation, nil
+		s.returned(c.slot)
+		return
+	}
+	w.cover["returns that failed"]++
+	s.membership.Report(c.slot, true)
+	if c.fed {
+		for _, sh := range s.shards {
+			sh.Drop(journal.SlotID(c.slot), err)
+		}
+	}
+}
+
+// returned notes that the slot has all that its peers have: another one may be
+// lost now.
+func (s *server) returned(id int) {
+	w := s.w
+	w.cover["slots returned"]++
+	w.legs[id].stale, w.legs[id].making = false, false
+	if w.legs[id].suspicious || len(w.faults.List()) > 0 || s.slots[id].hung > 0 || w.failingMeta {
+		return
+	}
+	w.trouble[id] = false
+	if w.rng.IntN(2) == 0 {
+		other := (id + 1 + w.rng.IntN(2)) % journal.MaxSlots
+		from := w.step
+		w.planErrors(other)
+		for i := range w.plan {
+			w.plan[i].step += from
+		}
+		w.cover["trouble after a return"]++
+	}
+}
+
+// shut closes what a slot has left open. It returns false when something is
+// under way.
+func (s *server) shut(id int) bool {
+	w := s.w
+	idle := true
+	for _, sh := range s.shards {
+		sh.Inspect(func(v *shard.View) {
+			if l, ok := v.Lane(id); ok && !l.Idle {
+				idle = false
+			}
+		})
+	}
+	if old := s.slots[id]; old != nil {
+		for _, lane := range old.lanes {
+			idle = idle && len(lane) == 0
+		}
+		if !idle || len(old.other) > 0 {
+			return false
+		}
+		s.slots[id], s.group.Slots[id] = nil, nil
+		if err := old.rep.Close(); err != nil {
+			w.fail("close slot %d: %v", id, err)
+		}
+	}
+	w.legs[id].store = w.legs[id].store.Crash(0) // which is opened once
+	return idle
+}
+
+func (s *server) liveSlots() (slots []*replica.Slot) {
+	for i, live := range s.membership.Live() {
+		if live {
+			slots = append(slots, s.group.Slots[i])
+		}
+	}
+	return slots
+}
+
+// wait calls start and waits until done is called.
+func (c *comeback) wait(start func(done func())) error {
+	done := false
+	start(func() { done, c.runnable = true, true })
+	for !done || c.w.rng.IntN(3) == 0 {
+		if c.cancelled {
+			return errCancelled
+		}
+		c.due = c.w.now + c.w.latency()
+		if !c.yield(struct{}{}) {
+			panic(killed{})
+		}
+		c.runnable = done // resumed by chance, or because it is cancelled
+	}
+	return nil
+}
+
+// refresh logs a region again, chunk by chunk.
+func (c *comeback) refresh(g journal.Region, done func(error)) {
+	if int(g) >= c.w.cfg.regions {
+		done(nil)
+		return
+	}
+	c.refreshFrom(g.First(), g.First()+journal.RegionBlocks, c.w.now+failAfter, done)
+}
+
+func (c *comeback) refreshFrom(lba, end journal.LBA, until time.Duration, done func(error)) {
+	w := c.w
+	c.room = nil
+	p := &shard.Part{Op: shard.Refresh, LBA: lba, Length: shard.MaxPartBlocks * journal.BlockSize, Deadline: until}
+	switch {
+	case lba == end:
+		done(nil)
+		return
+	case w.now >= until:
+		done(shard.ErrDeadline)
+		return
+	case c.cancelled:
+		done(errCancelled)
+		return
+	case !w.arena.Alloc(shard.MaxPartBlocks, p.Pages[:]):
+		c.roomAt = w.now + time.Millisecond
+		c.room = func() { c.refreshFrom(lba, end, until, done) }
+		return
+	}
+	c.refreshes++
+	p.Done = func(p *shard.Part) {
+		c.refreshes--
+		if p.Err != nil {
+			done(p.Err)
+			return
+		}
+		c.refreshFrom(lba+shard.MaxPartBlocks, end, until, done)
+	}
+	w.srv.shards[w.model.shardOf(lba)].Submit(p)
+}
