@@ -105,7 +105,7 @@ func (h *handler) slotAction(w http.ResponseWriter, r *http.Request) {
 	switch action := r.PathValue("action"); action {
 	case "fault", "resync", "replace":
 		refuse(w, http.StatusNotImplemented, fmt.Sprintf(
-			"slot %s: %s is not in this build; a slot is resynchronised when the server is started again",
+			"slot %s: %s is not in this build; a slot that was dropped comes back by itself",
 			r.PathValue("id"), action))
 	default:
 		refuse(w, http.StatusNotFound, fmt.Sprintf(

@@ -118,6 +118,21 @@ func TestSlowSlot(t *testing.T) {
 	v.expect(4096, pattern(2, 4096))
 }
 
+// TestAllStandStill: when no slot answers for longer than the budget, it is the
+// host that stands still: nobody is dropped for being noticed first.
+func TestAllStandStill(t *testing.T) {
+	v := newVolume(t, nil)
+	id := v.rule("log.append for=6s hang")
+	v.must(v.write(0, pattern(1, 4096), 0))
+	v.must(v.flush()) // waits until they answer
+	if v.faults.Hits(id) < 3 {
+		t.Errorf("the rule was hit %d times", v.faults.Hits(id))
+	}
+	if live := v.live(); !live[0] || !live[1] || !live[2] {
+		t.Errorf("slots that take part: %v", live)
+	}
+}
+
 // TestDiskFull: a slot without room is dropped after its budget; I/O goes on.
 func TestDiskFull(t *testing.T) {
 	v := newVolume(t, nil)

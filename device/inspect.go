@@ -2,7 +2,6 @@ package device
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"time"
 
@@ -38,7 +37,9 @@ type SlotSnapshot struct {
 	ID            int
 	Where         string
 	Live          bool
-	Reason        error  // why it is not
+	Returning     bool   // gets every record, and is given what it missed
+	Missing       int    // regions of those that it still misses
+	Reason        error  // why it is not live
 	LogBytes      uint64 // written in the segments in use, descriptors included
 	LiveBytes     uint64 // of those, what the map names: the rest is the cleaner's
 	Pressure      int    // of the lane that is shortest of log space, as Snapshot.Pressure
@@ -120,7 +121,8 @@ func (s *Snapshot) add(v *shard.View) {
 		}
 		switch {
 		case l.Fed && !l.Live:
-			slot.Reason = fmt.Errorf("coming back: %d regions are left", l.Missed)
+			slot.Returning = true
+			slot.Missing += l.Missed
 		case !slot.Live && slot.Reason == nil:
 			slot.Reason = l.Fault
 		}

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"trivet/disk"
 	"trivet/journal"
 	"trivet/replica"
 	"trivet/resync"
@@ -170,7 +171,7 @@ func (r *returns) bring(slot int) error {
 	started := false
 	volume := resync.Volume{
 		Group: d.group, Shards: d.shards, Arena: d.arena, Live: d.liveSlots,
-		Open: func() (*replica.Slot, error) { return d.openSlot(slot, d.dirs[slot], d.group.Geometry) },
+		Open: func() (*replica.Slot, error) { return d.reopenSlot(slot) },
 		Start: func(s *replica.Slot) shard.Slot {
 			started, r.absent[slot].closed = true, false
 			return d.startEngine(slot, s)
@@ -266,6 +267,19 @@ func (r *returns) progress(slot int) func(done, left int) {
 			r.device.events.note(slot, fmt.Sprintf("coming back: %d regions brought up to date, %d of this shard are left", done, left), nil)
 		}
 	}
+}
+
+// reopenSlot opens a slot again, or makes it where there is none any more, if
+// there is room for it.
+func (d *Device) reopenSlot(slot int) (*replica.Slot, error) {
+	files, err := disk.Real(d.dirs[slot], disk.Options{Create: true})
+	if err != nil {
+		return nil, err
+	}
+	if err := replica.RoomToReturn(files); err != nil {
+		return nil, err
+	}
+	return d.openSlot(slot, d.dirs[slot], d.group.Geometry)
 }
 
 // liveSlots are the slots that take part.

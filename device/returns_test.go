@@ -57,6 +57,45 @@ func TestSlotReturns(t *testing.T) {
 	}
 }
 
+// TestReturnedIsBelieved: a slot that has come back makes a write durable with one
+// peer, while the other lags: since before the slot was back, so that its log still
+// suspects it, or since afterwards. Then the one is lost: what was durable is in the
+// slot alone (hazard 6).
+func TestReturnedIsBelieved(t *testing.T) {
+	for name, before := range map[string]bool{"lags before": true, "lags after": false} {
+		t.Run(name, func(t *testing.T) {
+			v := newVolume(t, func(o *Options) { o.ReturnAfter = 10 * time.Millisecond })
+			v.must(v.write(0, pattern(1, 1<<20), FUA))
+			fault := v.rule("log.sync slot=1 error=EIO")
+			for v.live()[1] {
+				v.must(v.write(0, pattern(2, 8192), FUA))
+			}
+			v.durable()
+			back := func() {
+				v.faults.Remove(fault)
+				v.until("slot 1 is back", func() bool { return v.live()[1] })
+				v.must(v.write(0, pattern(3, 8192), FUA))
+			}
+			if !before {
+				back()
+				v.durable()
+			}
+			lag := v.rule("log.append slot=2 for=3s hang")
+			if before {
+				back()
+			}
+			v.must(v.write(0, pattern(4, 8192), FUA))
+			i := v.image(1, 2)
+			if v.faults.Hits(lag) == 0 {
+				t.Error("slot 2 does not lag")
+			}
+			i.open()
+			i.expect(0, pattern(4, 8192))
+			i.expect(8192, pattern(1, 1<<20)[8192:])
+		})
+	}
+}
+
 // scribe writes blocks at random and knows what it wrote.
 type scribe struct {
 	*volume

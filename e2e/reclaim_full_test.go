@@ -58,17 +58,28 @@ func TestReclaimHostFull(t *testing.T) {
 		t.Errorf("the device does not just go on: %+v", c)
 	}
 	k.verify(t)
-	v.stop(t)
 
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
-	v.start(t)
-	k.verify(t)
+	start = time.Now()
+	l = startLoad(t.Context(), k.model, v.socket(t), k.random)
 	v.current(t)
+	t.Logf("slot 2 was back %v after there was space again", time.Since(start).Round(time.Millisecond))
+	if v.Pid() != pid {
+		t.Error("the slot came back with another server")
+	}
+	more, err := l.stop()
+	if err != nil {
+		t.Fatal(err)
+	}
 	k.verify(t)
 	v.stop(t)
-	t.Logf("%d requests acknowledged; the longest time without one was %v", acked, longest.Round(time.Millisecond))
+	v.start(t)
+	k.verify(t)
+	k.verify(t)
+	v.stop(t)
+	t.Logf("%d requests acknowledged, %d of them while the slot came back; the longest time without one was %v", acked+more, more, longest.Round(time.Millisecond))
 }
 
 // startStopwatch measures the longest time in which nothing is acknowledged to

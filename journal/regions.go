@@ -77,12 +77,3 @@ func (s RegionSet) Next(r Region) (next Region, ok bool) {
 	}
 	return 0, false
 }
-
-// each calls fn for every region of the chunk, in ascending order.
-func (c *regionChunk) each(chunk uint32, fn func(Region)) {
-	for w, word := range c.bits {
-		for ; word != 0; word &= word - 1 {
-			fn(Region(chunk)<<15 | Region(w<<6|bits.TrailingZeros64(word)))
-		}
-	}
-}

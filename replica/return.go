@@ -6,12 +6,21 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"trivet/disk"
 	"trivet/journal"
 )
 
 // returnBytes must be free where a slot is that comes back, or it would be
 // dropped at once.
 const returnBytes = 64 << 20
+
+// RoomToReturn tells whether there is room for a slot to come back.
+func RoomToReturn(files disk.FS) error {
+	if free, _, err := files.Usage(); err == nil && free < reservedBytes+returnBytes {
+		return fmt.Errorf("%d bytes are free, %d are needed: %w", free, reservedBytes+returnBytes, unix.ENOSPC)
+	}
+	return nil
+}
 
 // Reopen recovers the lanes of a slot that comes back while its peers serve, and
 // stores that they count for nothing until they are complete. known tells, by
@@ -20,9 +29,6 @@ const returnBytes = 64 << 20
 func (g *Group) Reopen(s *Slot) (lanes []*journal.Recovery, known []bool, err error) {
 	if s.Geometry() != g.Geometry {
 		return nil, nil, fmt.Errorf("slot %d in %s: %w", s.ID, s.Where, ErrMismatch)
-	}
-	if free, _, err := s.fs.Usage(); err == nil && free < reservedBytes+returnBytes {
-		return nil, nil, fmt.Errorf("%d bytes are free, %d are needed: %w", free, reservedBytes+returnBytes, unix.ENOSPC)
 	}
 	i := int(s.ID)
 	alone := &Group{Geometry: g.Geometry, Slots: make([]*Slot, g.Replicas), Absent: make([]error, g.Replicas), opt: g.opt}

@@ -321,19 +321,46 @@ func (c *core) supervise(slot journal.SlotID, l *journal.Lane) time.Duration {
 		}
 		return 0
 	}
-	oldest := l.Oldest()
-	if o := &c.out[slot]; o.strays > 0 && (oldest == 0 || o.strayed < oldest) {
-		oldest = o.strayed
-	}
+	oldest := c.oldest(int(slot))
 	if oldest == 0 {
 		return 0
 	}
 	due := oldest + c.stallBudget()
-	if c.now >= due {
+	switch {
+	case c.now < due:
+		return due
+	case !c.standsAlone(int(slot)):
+		c.cfg.Event(int(slot), "slot is slow, but so are its peers", stalled(c.now-oldest))
+	default:
 		c.faults = append(c.faults, fault{slot, false, stalled(c.now - oldest)})
-		return c.now + c.cfg.StallAfter
 	}
-	return due
+	return c.now + c.cfg.StallAfter/4
+}
+
+// oldest returns since when the slot has had the operation that it has had for
+// longest, or 0.
+func (c *core) oldest(slot int) time.Duration {
+	oldest := c.lanes[slot].Oldest()
+	if o := &c.out[slot]; o.strays > 0 && (oldest == 0 || o.strayed < oldest) {
+		oldest = o.strayed
+	}
+	return oldest
+}
+
+// standsAlone tells whether a quorum of the other live slots answers. When all
+// stand still it is the host that does, and who was noticed first is no worse than
+// the others.
+func (c *core) standsAlone(slot int) bool {
+	answering := 0
+	for i := range c.lanes {
+		if !c.live[i] || i == slot {
+			continue
+		}
+		if oldest := c.oldest(i); oldest == 0 || c.now-oldest < c.stallBudget()/2 {
+			answering++
+		}
+	}
+	return answering >= c.cfg.Quorum
 }
 
 type rot struct {

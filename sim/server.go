@@ -114,6 +114,7 @@ func (s *server) assemble(missing int) (err error) {
 	if s.group, s.held, err = assembly.Open(context.Background()); err != nil {
 		return errors.Join(err, w.closeArena())
 	}
+	s.checkGenerations()
 	n := 0
 	for _, b := range began {
 		if b {
@@ -246,6 +247,25 @@ func (s *server) checkRecovery() {
 			}
 			if r.Damage != nil || len(r.Rotten) > 0 {
 				s.w.fail("slot %d shard %d: %d blocks rotten, damage %v, but nothing was done to it", i, shard, len(r.Rotten), r.Damage)
+			}
+		}
+	}
+}
+
+// checkGenerations fails when what a slot holds from the start of its generation
+// on says that it is of an earlier one: nobody would heed what it notes.
+func (s *server) checkGenerations() {
+	for i, rep := range s.group.Slots {
+		if rep == nil || s.w.legs[i].suspicious {
+			continue
+		}
+		super, err := replica.Inspect(s.w.legs[i].disk)
+		if err != nil || super == nil {
+			s.w.fail("superblock of slot %d: %v", i, err)
+		}
+		for shard, lanes := range s.group.Lanes {
+			if stamp := lanes[i].Stamp; stamp.LSN >= super.Starts[shard] && stamp.Generation < super.Started {
+				s.w.fail("slot %d shard %d is at LSN %d of generation %d; generation %d began at %d", i, shard, stamp.LSN, stamp.Generation, super.Started, super.Starts[shard])
 			}
 		}
 	}

@@ -113,7 +113,7 @@ func plannedCommands() []*cobra.Command {
 		{"replica", "Serve one remote slot", "all slots are directories of 'trivet serve' for now"},
 		{"attach", "Attach a volume to the kernel's nbd", "use 'nbd-client -unix SOCKET /dev/nbd0', or nbdfuse"},
 		{"detach", "Detach a volume from the kernel's nbd", "use 'nbd-client -d /dev/nbd0'"},
-		{"slot", "Fault, resynchronise or replace a slot", "a slot is resynchronised when the server is started again"},
+		{"slot", "Fault, resynchronise or replace a slot", "a slot that was dropped comes back by itself"},
 	}
 	var commands []*cobra.Command
 	for _, p := range planned {

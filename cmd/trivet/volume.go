@@ -147,6 +147,10 @@ func slotStatus(s device.SlotSnapshot, errs []device.ErrorCount) control.Slot {
 			out.Reason = s.Reason.Error()
 		}
 	}
+	if s.Returning {
+		out.State, out.MissingRegions = control.Resyncing, s.Missing
+		out.Reason = "it is given what it missed while its peers serve"
+	}
 	for _, e := range errs {
 		if e.Slot == s.ID {
 			out.Errors = append(out.Errors, control.SlotError{Op: "log", Errno: e.Errno, Count: e.Count, First: e.First, Last: e.Last})
