@@ -123,15 +123,16 @@ func (d *Device) Close(ctx context.Context) error {
 	if d.closing.Swap(true) {
 		return errors.New("device is closed already")
 	}
-	if err := d.returns.close(ctx); err != nil {
-		return err
-	}
+	d.returns.cancel()
 	if err := d.drain(ctx); err != nil {
 		return err
 	}
 	d.door.close()
 	flushErr := d.flushAll(ctx)
 	if err := d.checkpoint(ctx); err != nil {
+		return errors.Join(flushErr, err)
+	}
+	if err := d.returns.join(ctx); err != nil {
 		return errors.Join(flushErr, err)
 	}
 	for _, h := range d.hosts {

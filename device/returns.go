@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -24,6 +25,8 @@ const (
 	defaultReturn = 5 * time.Second
 	mostReturn    = time.Minute
 	steadyAfter   = 5 * time.Minute
+	// vainTimes as long as a try took that failed is the next one waited for.
+	vainTimes = 4
 )
 
 // returnBytesPerSecond is how fast a slot that returns is given what it missed:
@@ -51,7 +54,10 @@ type absentSlot struct {
 	due      time.Time // zero: the slot is live
 	pause    time.Duration
 	returned time.Time
-	closed   bool // nothing of it is open
+	closed   bool   // nothing of it is open
+	told     string // kind of the error that was told last
+
+	filesystem uint64 // of its directory, when the volume was opened
 }
 
 // start begins to look after the slots that are not live.
@@ -60,7 +66,7 @@ func (r *returns) start(d *Device) {
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.absent = make([]absentSlot, d.group.Replicas)
 	for i := range r.absent {
-		r.absent[i].closed = d.engines[i] == nil
+		r.absent[i].closed, r.absent[i].filesystem = d.engines[i] == nil, filesystemOf(d.dirs[i])
 	}
 	r.done.Go(func() {
 		timer := time.NewTimer(0)
@@ -79,10 +85,9 @@ func (r *returns) start(d *Device) {
 	})
 }
 
-// close ends the goroutine, and a return that is under way. When the context ends
-// first, something of the slot has not answered.
-func (r *returns) close(ctx context.Context) error {
-	r.cancel()
+// join waits until the goroutine has ended, which has been cancelled. When the
+// context ends first, something of the slot has not answered.
+func (r *returns) join(ctx context.Context) error {
 	joined := make(chan struct{})
 	r.startJoin(joined)
 	select {
@@ -145,33 +150,38 @@ func (r *returns) lost(slot int) {
 // try brings a slot back, or decides when it is tried again.
 func (r *returns) try(slot int) {
 	a, d := &r.absent[slot], r.device
+	began := time.Now()
 	err := r.bring(slot)
 	if err == nil {
 		d.events.note(slot, "slot is back: it has all that its peers have", nil)
-		a.due, a.returned, a.pause = time.Time{}, time.Now(), min(2*a.pause, mostReturn)
+		a.due, a.told, a.returned, a.pause = time.Time{}, "", time.Now(), min(2*a.pause, mostReturn)
 		return
 	}
-	if r.ctx.Err() == nil {
+	if kind := kindOf(err); r.ctx.Err() == nil && kind != a.told { // it is tried for as long as it takes
+		a.told = kind
 		d.events.note(slot, "slot cannot come back yet", err)
 	}
 	if !errors.Is(err, unix.ENOSPC) {
 		a.pause = min(2*a.pause, mostReturn)
 	}
-	a.due = time.Now().Add(a.pause)
+	// What was done in vain was done by the other slots, too.
+	a.due = time.Now().Add(max(a.pause, vainTimes*time.Since(began)))
 }
 
 // bring brings a slot back.
 func (r *returns) bring(slot int) error {
 	d := r.device
-	if err := r.shut(slot); err != nil {
-		return err
-	}
 	d.membership.Return(slot)
 	r.highest++
 	started := false
 	volume := resync.Volume{
 		Group: d.group, Shards: d.shards, Arena: d.arena, Live: d.liveSlots,
-		Open: func() (*replica.Slot, error) { return d.reopenSlot(slot) },
+		Open: func() (*replica.Slot, error) {
+			if err := r.shut(slot); err != nil {
+				return nil, err
+			}
+			return r.reopenSlot(slot)
+		},
 		Start: func(s *replica.Slot) shard.Slot {
 			started, r.absent[slot].closed = true, false
 			return d.startEngine(slot, s)
@@ -198,37 +208,31 @@ func (r *returns) bring(slot int) error {
 	return nil
 }
 
-// shut closes what a dropped slot has left open, once nothing is under way.
+// shut closes what a dropped slot has left open. Nothing of it is under way in the
+// shards.
 func (r *returns) shut(slot int) error {
 	d := r.device
 	if r.absent[slot].closed {
 		return nil
 	}
-	idle := true
-	d.inspect(func(v *shard.View) {
-		if l, ok := v.Lane(slot); ok && !l.Idle {
-			idle = false
-		}
-	})
-	if !idle {
-		return errors.New("an operation has not returned")
-	}
 	d.slotsMu.Lock()
 	e := d.engines[slot]
-	d.engines[slot], d.group.Slots[slot] = nil, nil
 	d.slotsMu.Unlock()
 	if !e.Close(closeWait) {
-		d.slotsMu.Lock()
-		d.engines[slot] = e
-		d.slotsMu.Unlock()
 		return fmt.Errorf("an operation has not returned for %v", closeWait)
 	}
+	d.slotsMu.Lock()
+	d.engines[slot], d.group.Slots[slot] = nil, nil
+	d.slotsMu.Unlock()
 	r.absent[slot].closed = true
 	return e.Slot().Close()
 }
 
 // wait calls start and waits until done is called.
 func (r *returns) wait(start func(done func())) error {
+	if r.ctx.Err() != nil {
+		return errClosing
+	}
 	done := make(chan struct{}, 1)
 	start(func() { done <- struct{}{} })
 	select {
@@ -270,16 +274,37 @@ func (r *returns) progress(slot int) func(done, left int) {
 }
 
 // reopenSlot opens a slot again, or makes it where there is none any more, if
-// there is room for it.
-func (d *Device) reopenSlot(slot int) (*replica.Slot, error) {
+// there is room for it. A blank one is made only on the filesystem where the slot
+// was: when its disk was unmounted, another one's would be filled instead.
+func (r *returns) reopenSlot(slot int) (*replica.Slot, error) {
+	d := r.device
+	if super, err := inspectSlot(d.dirs[slot]); err == nil && super == nil && filesystemOf(d.dirs[slot]) != r.absent[slot].filesystem {
+		return nil, fmt.Errorf("there is no slot in %s, and another filesystem than when the volume was opened: is its disk mounted?", d.dirs[slot])
+	}
 	files, err := disk.Real(d.dirs[slot], disk.Options{Create: true})
 	if err != nil {
 		return nil, err
 	}
-	if err := replica.RoomToReturn(files); err != nil {
+	if err := d.group.RoomToReturn(files); err != nil {
 		return nil, err
 	}
 	return d.openSlot(slot, d.dirs[slot], d.group.Geometry)
+}
+
+// filesystemOf names the filesystem that the path is on, or would be; 0 when that
+// cannot be told.
+func filesystemOf(path string) uint64 {
+	for {
+		var stat unix.Stat_t
+		err := unix.Stat(path, &stat)
+		switch {
+		case err == nil:
+			return stat.Dev
+		case !errors.Is(err, unix.ENOENT) || path == filepath.Dir(path):
+			return 0
+		}
+		path = filepath.Dir(path)
+	}
 }
 
 // liveSlots are the slots that take part.

@@ -3,10 +3,14 @@ package device
 import (
 	"context"
 	"errors"
+	"io"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -159,5 +163,171 @@ func TestCloseEndsReturn(t *testing.T) {
 		if !live {
 			t.Errorf("slot %d does not take part after a start", i)
 		}
+	}
+}
+
+// faultSlot makes the syncs of slot 1 fail until it is dropped.
+func (v *volume) faultSlot() {
+	v.t.Helper()
+	fault := v.rule("log.sync slot=1 error=EIO")
+	for v.live()[1] {
+		v.must(v.write(0, pattern(2, 8192), FUA))
+	}
+	v.faults.Remove(fault)
+}
+
+// hangReads keeps slot 1 from getting what it missed.
+func (v *volume) hangReads() (release func()) {
+	one, other := v.rule("segment.read slot=0 hang"), v.rule("segment.read slot=2 hang")
+	return func() { v.faults.Remove(one); v.faults.Remove(other) }
+}
+
+func (v *volume) returning(slot int) bool { return v.Snapshot().Slots[slot].Returning }
+
+// TestReturnWaitsForPeers: a slot was dropped that is one of two that hold what was
+// made durable, for the third lags. It is left as it is until that has caught up:
+// when the other one is lost, nothing is.
+func TestReturnWaitsForPeers(t *testing.T) {
+	v := newVolume(t, func(o *Options) { o.ReturnAfter = 5 * time.Millisecond })
+	v.must(v.write(0, pattern(1, 1<<20), FUA))
+	v.durable()
+	v.rule("log.append slot=2 for=5s hang")
+	v.must(v.write(16384, pattern(3, 8192), FUA)) // by 0 and 1
+	fault := v.rule("log.sync slot=1 error=EIO")
+	pending := v.start(&Request{Op: Write, Flags: FUA, Length: 4096, Data: pattern(4, 4096)})
+	v.until("slot 1 is dropped", func() bool { return !v.live()[1] })
+	v.faults.Remove(fault)
+	v.until("slot 1 was tried", func() bool { return v.said(1, "cannot come back yet", "durable") })
+	i := v.image(1, 2)
+	i.open()
+	i.expect(16384, pattern(3, 8192))
+	v.must(<-pending)
+	v.until("slot 1 is back", func() bool { return v.live()[1] })
+}
+
+// TestOneLeftWhileReturning: while a slot comes back another one is lost, and the
+// server ends. The third has everything, and the slot, which has not, bears witness
+// to that: no operator has to say so.
+func TestOneLeftWhileReturning(t *testing.T) {
+	for name, blank := range map[string]bool{"dropped": false, "blank": true} {
+		t.Run(name, func(t *testing.T) {
+			v := newVolume(t, func(o *Options) { o.ReturnAfter = 5 * time.Millisecond })
+			v.must(v.write(0, pattern(1, 8<<20), FUA))
+			v.reopen() // nothing is in memory
+			release := v.hangReads()
+			if blank {
+				hidden := v.rule("superblock slot=1 error=EIO")
+				v.faultSlot()
+				v.must(os.RemoveAll(filepath.Join(v.opt.Dir, "slot-1")))
+				v.faults.Remove(hidden)
+			} else {
+				v.faultSlot()
+			}
+			v.until("slot 1 is fed", func() bool { return v.returning(1) })
+			v.must(v.write(0, pattern(3, 8192), FUA))
+			v.opt.ReturnAfter = time.Hour
+			release() // or the volume is never closed
+			v.close()
+			v.must(os.RemoveAll(filepath.Join(v.opt.Dir, "slot-0")))
+			v.open()
+			v.expect(0, pattern(3, 8192))
+			v.expect(8192, pattern(1, 8<<20)[8192:])
+		})
+	}
+}
+
+// TestCopiedAndIdle: a blank slot gets nothing of a shard that was never written,
+// but a segment, which is freed after a while. The volume can be closed then.
+func TestCopiedAndIdle(t *testing.T) {
+	v := newVolume(t, nil)
+	v.must(v.write(v.inShard(0), pattern(1, 8192), FUA))
+	v.close()
+	v.must(os.RemoveAll(filepath.Join(v.opt.Dir, "slot-1")))
+	v.open()
+	for start := time.Now(); time.Since(start) < 6*time.Second; {
+		v.must(v.write(v.inShard(0), pattern(3, 8192), FUA))
+	}
+}
+
+// TestCloseWithHungReturn: a slot hangs while it is opened again, and the volume is
+// closed. That cannot end, but what was acknowledged is made durable first.
+func TestCloseWithHungReturn(t *testing.T) {
+	v := newVolume(t, func(o *Options) { o.ReturnAfter = 5 * time.Millisecond })
+	v.must(v.write(0, pattern(1, 8192), FUA))
+	hang := v.rule("superblock slot=1 op=read hang")
+	v.faultSlot()
+	v.hits(hang, 1)
+	v.rule("log.append slot=2 delay=500ms")
+	v.must(v.write(0, pattern(3, 8192), 0))
+	before := v.Snapshot().Slots[2].Checkpoint
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := v.Device.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("close: %v", err)
+	}
+	if v.Snapshot().Slots[2].Checkpoint == before {
+		t.Error("no checkpoint was stored")
+	}
+	i := v.image(0, 2)
+	i.open()
+	i.expect(0, pattern(3, 8192))
+	v.faults.Clear()
+	v.must(v.returns.join(context.Background()))
+	v.must(v.abandon())
+	v.Device = nil
+}
+
+// TestBlankElsewhere: a slot's disk was unmounted, so that its directory is gone.
+// No blank one is made on the filesystem below.
+func TestBlankElsewhere(t *testing.T) {
+	gone := filepath.Join(t.TempDir(), "disk", "slot-1")
+	r := returns{device: &Device{dirs: []string{"", gone}}, absent: []absentSlot{{}, {filesystem: 1}}}
+	if s, err := r.reopenSlot(1); s != nil || err == nil {
+		t.Fatalf("a slot was made: %v", err)
+	}
+	if _, err := os.Stat(filepath.Dir(gone)); !os.IsNotExist(err) {
+		t.Errorf("a directory was made: %v", err)
+	}
+}
+
+// logHeld holds up who logs that a slot is faulted, from its second time on.
+type logHeld struct {
+	slog.Handler
+	times atomic.Int32
+	held  chan struct{}
+}
+
+func (h *logHeld) Handle(_ context.Context, r slog.Record) error {
+	if strings.Contains(r.Message, "slot is faulted") && h.times.Add(1) == 2 {
+		<-h.held
+	}
+	return nil
+}
+func (h *logHeld) WithAttrs([]slog.Attr) slog.Handler { return h }
+func (h *logHeld) WithGroup(string) slog.Handler      { return h }
+
+// TestBeginsWithEverybody: a peer is reported lost, but the shards have not been
+// told, when a generation is about to begin. It must not begin without the peer,
+// which still votes.
+func TestBeginsWithEverybody(t *testing.T) {
+	h := &logHeld{Handler: slog.NewTextHandler(io.Discard, nil), held: make(chan struct{})}
+	v := newVolume(t, func(o *Options) { o.ReturnAfter, o.Log = 5*time.Millisecond, slog.New(h) })
+	v.must(v.write(0, pattern(1, 2<<20), FUA))
+	v.reopen()
+	release := v.hangReads()
+	v.faultSlot()
+	v.until("slot 1 is fed", func() bool { return v.returning(1) })
+	lost := v.rule("log.sync slot=0 error=EIO")
+	pending := v.start(&Request{Op: Write, Flags: FUA, Length: 4096, Data: pattern(3, 4096)})
+	v.until("slot 0 is reported", func() bool { return h.times.Load() == 2 })
+	v.faults.Remove(lost)
+	release()
+	v.until("slot 1 was tried", func() bool { return v.said(1, "cannot come back yet") })
+	if v.live()[1] {
+		t.Error("slot 1 came back although slot 0 was reported lost")
+	}
+	close(h.held)
+	if err := <-pending; err == nil {
+		t.Error("a write is durable on one slot alone")
 	}
 }

@@ -58,6 +58,10 @@ func (l *Lane) cut(now time.Duration) bool {
 		return false
 	}
 	io := l.free(now)
+	io.generation = l.generation
+	if l.batched+1 >= l.marks.Began {
+		io.generation = l.marks.Generation
+	}
 	var e encoder
 	e.begin(io.block)
 	if l.open.next == 0 {
@@ -69,10 +73,6 @@ func (l *Lane) cut(now time.Duration) bool {
 	io.place = descriptorAt + 1
 	io.first = l.batched + 1
 	l.gather(io, &e)
-	io.generation = l.generation
-	if l.batched >= l.marks.Began {
-		io.generation = l.marks.Generation
-	}
 	d := descriptor{
 		position:   position{volume: l.cfg.Volume, lane: l.cfg.ID, segment: l.open.Index, life: l.open.Life, offset: descriptorAt},
 		generation: io.generation, epoch: l.marks.Epoch,
@@ -91,7 +91,8 @@ func (l *Lane) cut(now time.Duration) bool {
 	return true
 }
 
-// gather takes records from the window until the batch or the segment is full.
+// gather takes records from the window until the batch or the segment is full, or
+// a generation begins.
 func (l *Lane) gather(io *IO, e *encoder) {
 	w, space := l.window, int(l.open.Blocks-io.place)
 	for lsn := io.first; lsn <= w.Last(); lsn++ {
@@ -100,7 +101,7 @@ func (l *Lane) gather(io *IO, e *encoder) {
 		if r.Kind.hasPayload() {
 			payload = int(r.Count)
 		}
-		if !e.fits(r.Kind, int(r.Count)) || e.blocks+payload > space {
+		if !e.fits(r.Kind, int(r.Count)) || e.blocks+payload > space || lsn == l.marks.Began && lsn > io.first {
 			break
 		}
 		e.add(r.Kind, r.LBA, int(r.Count))
@@ -244,7 +245,7 @@ func (l *Lane) release(o *Open, now time.Duration) {
 func (l *Lane) writeHeader(io *IO) {
 	h := header{
 		position:   position{volume: l.cfg.Volume, lane: l.cfg.ID, segment: l.open.Index, life: l.open.Life},
-		generation: l.generation, blocks: l.open.Blocks,
+		generation: io.generation, blocks: l.open.Blocks,
 		previous: l.chained, firstLSN: l.batched + 1, tail: l.tail,
 	}
 	l.open.chain = h.encode(io.header)

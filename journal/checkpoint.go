@@ -88,7 +88,7 @@ func (l *Lane) Checkpointed(lsn LSN) bool {
 func (l *Lane) checkpoint(now time.Duration) {
 	c := &l.ckpt
 	c.noteEmpty(l.segments.empty(), now)
-	if c.op.busy || now < c.notBefore || !c.wanted(l) || l.written == 0 {
+	if c.op.busy || now < c.notBefore || !c.wanted(l) || l.isUntouched() {
 		return
 	}
 	if !c.active {
@@ -115,6 +115,12 @@ func (l *Lane) checkpoint(now time.Duration) {
 	l.putChunks()
 	c.op.busy, c.op.Err = true, nil
 	l.exec.Commit(&c.op)
+}
+
+// isUntouched tells whether there is nothing that a checkpoint could store: a lane
+// without a record may still have segments to free, or have become complete.
+func (l *Lane) isUntouched() bool {
+	return l.written == 0 && l.segments.hollow == 0 && !l.ckpt.incomplete
 }
 
 // Encoding tells whether another Pump would move a checkpoint on at once.
@@ -158,7 +164,7 @@ func (c *checkpoint) put(key, value []byte) {
 
 // encodePage adds a frozen page to the checkpoint.
 func (l *Lane) encodePage(p *page) {
-	l.ckpt.op.Pairs = p.store(l.ckpt.op.Pairs, l.cfg.ID.Shard)
+	l.ckpt.op.Pairs = p.store(l.ckpt.op.Pairs, l.cfg.ID.Shard, !l.blocks.stored.Has(p.region))
 	l.ckpt.pages = append(l.ckpt.pages, p)
 	l.blocks.thaw(p)
 	l.noteStored(p.region)
@@ -238,12 +244,13 @@ func (l *Lane) abortCheckpoint() {
 }
 
 // laneRecord is what a checkpoint says of the lane itself. Little-endian:
-// version (2), flags (2: bit 0 incomplete), generation (8), LSN (8), segment
+// version (2), flags (2: bit 0 incomplete, bit 1 fed), generation (8), LSN (8), segment
 // (4), life (4), offset (4), chain (4).
 type laneRecord struct {
 	stamp      Stamp // up to which the map is complete
 	position   replayPosition
 	incomplete bool // a copy from a peer is under way: counts for nothing
+	fed        bool // while the volume is served; see Recovery.Fed
 }
 
 // replayPosition is where the first batch behind a checkpoint lies.
@@ -259,7 +266,7 @@ const (
 )
 
 func (l *Lane) record() laneRecord {
-	return laneRecord{stamp: Stamp{l.generation, l.written}, position: l.position, incomplete: l.incomplete}
+	return laneRecord{stamp: Stamp{l.generation, l.written}, position: l.position, incomplete: l.incomplete, fed: l.incomplete}
 }
 
 func (r laneRecord) encode() []byte {
@@ -267,7 +274,10 @@ func (r laneRecord) encode() []byte {
 	b := le.AppendUint16(nil, laneRecordVersion)
 	flags := uint16(0)
 	if r.incomplete {
-		flags = 1
+		flags |= 1
+	}
+	if r.fed {
+		flags |= 2
 	}
 	b = le.AppendUint16(b, flags)
 	b = le.AppendUint64(b, uint64(r.stamp.Generation))
@@ -288,7 +298,7 @@ func decodeLaneRecord(b []byte) (r laneRecord, err error) {
 	if len(b) != laneRecordSize {
 		return r, fmt.Errorf("lane record of %d bytes, expected %d: %w", len(b), laneRecordSize, ErrNotThis)
 	}
-	r.incomplete = le.Uint16(b[2:])&1 != 0
+	r.incomplete, r.fed = le.Uint16(b[2:])&1 != 0, le.Uint16(b[2:])&2 != 0
 	r.stamp = Stamp{Generation(le.Uint64(b[4:])), LSN(le.Uint64(b[12:]))}
 	r.position = replayPosition{le.Uint32(b[20:]), le.Uint32(b[24:]), le.Uint32(b[28:]), le.Uint32(b[32:])}
 	return r, nil

@@ -113,7 +113,7 @@ func (c *Copier) Copy(g Region, from *Recovery, doubt Doubt) error {
 	}
 	p.stamp = source.stamp // last, for it says that the region is equal
 	if b.dirty.len >= copyDirtyPages {
-		return c.commit(Stamp{}, true)
+		return c.commit(laneRecord{stamp: c.To.Stamp, incomplete: true, fed: c.To.Fed})
 	}
 	return nil
 }
@@ -265,12 +265,14 @@ func (r *Recovery) RegionStamp(g Region) (Stamp, error) {
 
 // Finish makes the copy count: the lane then is at stamp, with all its pages
 // and its segment table stored.
-func (c *Copier) Finish(stamp Stamp) error { return c.commit(stamp, false) }
+func (c *Copier) Finish(stamp Stamp) error { return c.commit(laneRecord{stamp: stamp, fed: c.To.Fed}) }
 
 // Discount stores that the lane counts for nothing until a checkpoint says
 // otherwise: what is written to it from now on leaves it with some of what its
-// peers have, and not with all.
-func (c *Copier) Discount() error { return c.commit(Stamp{}, true) }
+// peers have, and not with all. Both of them must hold all that it has made durable.
+func (c *Copier) Discount() error {
+	return c.commit(laneRecord{stamp: c.To.Stamp, incomplete: true, fed: true})
+}
 
 // leave makes sure that the lane's log goes on in a segment of the copy, even if
 // no data were copied: what follows the place where the log broke off, or was
@@ -286,8 +288,8 @@ func (c *Copier) leave() error {
 	return err
 }
 
-// commit stores every changed page in one checkpoint.
-func (c *Copier) commit(stamp Stamp, incomplete bool) error {
+// commit stores every changed page in one checkpoint, with the record.
+func (c *Copier) commit(record laneRecord) error {
 	if err := c.leave(); err != nil {
 		return err
 	}
@@ -295,11 +297,8 @@ func (c *Copier) commit(stamp Stamp, incomplete bool) error {
 		return err
 	}
 	l := c.To.Lane
-	if !incomplete {
-		c.To.Stamp = stamp
-	}
 	shard := l.cfg.ID.Shard
-	record := laneRecord{stamp: c.To.Stamp, position: l.position, incomplete: incomplete}
+	c.To.Stamp, record.position = record.stamp, l.position
 	l.ckpt.op.Pairs = l.ckpt.op.Pairs[:0]
 	l.ckpt.put(laneKey(shard), record.encode())
 	for p := l.blocks.dirty.oldest; p != nil; p = p.newer {
@@ -323,6 +322,6 @@ func (c *Copier) commit(stamp Stamp, incomplete bool) error {
 		l.blocks.committed(p, false)
 	}
 	l.ckpt.pages, l.ckpt.chunks = l.ckpt.pages[:0], l.ckpt.chunks[:0]
-	c.To.Incomplete, c.To.Damage, c.To.stopped = incomplete, nil, nil
+	c.To.Incomplete, c.To.Fed, c.To.Damage, c.To.stopped = record.incomplete, record.fed, nil, nil
 	return nil
 }

@@ -71,14 +71,18 @@ func (s storedPage) decode(r Region, p *page) error {
 }
 
 // store appends the pairs that make the store hold the page, and takes note of
-// what it holds then.
-func (p *page) store(pairs []Pair, shard uint16) []Pair {
+// what it holds then. first: it holds nothing of the region yet.
+func (p *page) store(pairs []Pair, shard uint16, first bool) []Pair {
 	if p.based && p.changed.len() <= mostChanged {
 		return append(pairs, Pair{deltaKey(shard, p.region), p.encode(nil, &p.changed)})
 	}
 	whole := p.encode(nil, nil)
 	p.based, p.changed = true, entrySet{}
-	return append(pairs, Pair{pageKey(shard, p.region), whole}, Pair{deltaKey(shard, p.region), nil})
+	pairs = append(pairs, Pair{pageKey(shard, p.region), whole})
+	if first {
+		return pairs // a volume that is written here and there stores little else
+	}
+	return append(pairs, Pair{deltaKey(shard, p.region), nil})
 }
 
 // encode appends the page's stored form to b: of those entries alone, as a delta,

@@ -47,7 +47,7 @@ func TestDeltas(t *testing.T) {
 		var encoded []*page
 		m := newBlockMap(16, table)
 		m.encodeNow = func(p *page) {
-			pairs, encoded = p.store(pairs, 0), append(encoded, p)
+			pairs, encoded = p.store(pairs, 0, !m.stored.Has(p.region)), append(encoded, p)
 			m.thaw(p)
 			m.stored.Add(p.region)
 		}

@@ -81,8 +81,13 @@ type Recovery struct {
 	Lane *Lane
 	// Stamp is the last record found; every earlier one is there.
 	Stamp Stamp
-	// Incomplete: a copy from a peer did not finish; the lane counts for nothing.
+	// Incomplete: a copy from a peer did not finish, or the lane did not get all
+	// that it missed; it counts for nothing.
 	Incomplete bool
+	// Fed: it was left incomplete when it came back while its peers served, or has
+	// been copied since and not served. What it had made durable before was in both
+	// of them then.
+	Fed bool
 	// Damage is nil, or why the log ends before what is known to be durable.
 	Damage error
 	// Known is, by slot, what this lane's descriptors know durable there.
@@ -178,7 +183,7 @@ func (r *Recovery) loadCheckpoint() error {
 		if err != nil {
 			return err
 		}
-		r.Stamp, r.Incomplete, l.position = record.stamp, record.incomplete, record.position
+		r.Stamp, r.Incomplete, r.Fed, l.position = record.stamp, record.incomplete, record.fed, record.position
 	}
 	err = r.source.Scan(segmentKey(shard, 0)[:3], func(key, value []byte) error {
 		s, err := decodeSegment(binary.BigEndian.Uint32(key[3:]), value)

@@ -66,7 +66,7 @@ func (r *Recovery) moveTail(tail []replayed, settled LSN, o *Open) error {
 	old := r.segment
 	h := header{
 		position:   position{volume: r.Lane.cfg.Volume, lane: r.Lane.cfg.ID, segment: o.Index, life: o.Life},
-		generation: r.Stamp.Generation, // that of all of a segment's batches
+		generation: r.Stamp.Generation, // the highest of the segment's batches
 		blocks:     o.Blocks, previous: old.life, firstLSN: tail[0].firstLSN, tail: settled,
 	}
 	if r.whole && len(tail) == len(r.batches) { // it continues what the segment did

@@ -118,7 +118,8 @@ func (c *checker) standings(shard uint16) (all []journal.LSN, best int) {
 		}
 		all[i] = r.Stamp.LSN
 		for j, peer := range lanes {
-			if peer != nil && j != i && peer.Suspect[i] != 0 && c.Slots[j].super.Started >= c.Slots[i].super.Started {
+			if peer != nil && j != i && peer.Suspect[i] != 0 && c.Slots[j].super.Started >= c.Slots[i].super.Started &&
+				peer.Stamp.Generation >= c.Slots[i].super.Started { // or what it noted is settled
 				all[i] = min(all[i], peer.Suspect[i]-1)
 			}
 		}

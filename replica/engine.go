@@ -28,12 +28,14 @@ type Engine struct {
 	prune    *time.Timer // stopped unless segments are to be pruned
 	done     sync.WaitGroup
 	reap     sync.WaitGroup
+	closing  sync.Once
+	joined   chan struct{} // closed once every goroutine has ended after Close
 }
 
 // StartEngine starts a slot's goroutines.
 func StartEngine(s *Slot) *Engine {
 	shards := int(s.super.Shards)
-	e := &Engine{slot: s, meta: newWorkers(min(3*shards, 16)), cleaners: newWorkers(cleanWorkers)}
+	e := &Engine{slot: s, joined: make(chan struct{}), meta: newWorkers(min(3*shards, 16)), cleaners: newWorkers(cleanWorkers)}
 	e.prune = time.AfterFunc(time.Hour, e.pruneNow)
 	e.prune.Stop()
 	async, err := disk.NewAsync(asyncDepth)
@@ -140,15 +142,16 @@ func (t *readTask) fail(err error) {
 
 // Close joins the goroutines, waiting for what is under way at most for the
 // given time: a system call on a hung disk does not end. It then returns
-// false, and the slot's files must stay open.
+// false, and the slot's files must stay open; it may be called again.
 func (e *Engine) Close(wait time.Duration) bool {
-	for _, l := range e.lanes {
-		l.close()
-	}
-	joined := make(chan struct{})
-	e.startJoin(joined)
+	e.closing.Do(func() {
+		for _, l := range e.lanes {
+			l.close()
+		}
+		e.startJoin()
+	})
 	select {
-	case <-joined:
+	case <-e.joined:
 		return true
 	case <-time.After(wait):
 		return false
@@ -156,7 +159,7 @@ func (e *Engine) Close(wait time.Duration) bool {
 }
 
 // startJoin closes joined once every goroutine of the engine has ended.
-func (e *Engine) startJoin(joined chan<- struct{}) {
+func (e *Engine) startJoin() {
 	go func() {
 		e.done.Wait()
 		e.reads.close()
@@ -167,6 +170,6 @@ func (e *Engine) startJoin(joined chan<- struct{}) {
 			_ = e.async.Close() // nothing is under way that could be lost with it
 		}
 		e.reap.Wait()
-		close(joined)
+		close(e.joined)
 	}()
 }

@@ -335,7 +335,7 @@ const lifeMargin = 64
 // one that has lost its content has no promise either.
 func (g *Group) checkQuorum() error {
 	g.usable = make([]bool, len(g.Slots))
-	usable, blank, promised := 0, 0, 0
+	usable, blank, promised, witnesses := 0, 0, 0, 0
 	g.each(func(i int, s *Slot) {
 		g.usable[i] = !s.blank()
 		for shard := range g.Shards {
@@ -354,8 +354,15 @@ func (g *Group) checkQuorum() error {
 			g.started = max(g.started, s.super.Started)
 		}
 	})
+	g.each(func(i int, _ *Slot) {
+		if g.isFed(i) {
+			witnesses++
+		}
+	})
 	switch {
 	case usable >= g.Quorum(), blank == g.Replicas: // or a volume that was never started
+		return nil
+	case usable > 0 && usable+witnesses >= g.Quorum():
 		return nil
 	case promised > g.Replicas-g.Quorum():
 		return nil
@@ -365,6 +372,22 @@ func (g *Group) checkQuorum() error {
 	}
 	return g.because(fmt.Errorf("%w: %d of %d, %d are needed; if the others are lost for good, --survivor ID opens the volume with one",
 		ErrQuorum, usable, g.Replicas, g.Quorum()))
+}
+
+// isFed tells whether the slot had begun to come back: then all that it had made
+// durable was in both others, and so is all that was made durable since. It bears
+// witness that the other one lacks nothing, though it cannot be copied from.
+func (g *Group) isFed(slot int) bool {
+	s := g.Slots[slot]
+	if s == nil || g.usable[slot] || s.super.Started > g.started {
+		return false
+	}
+	for _, lanes := range g.Lanes {
+		if r := lanes[slot]; !r.Fed && (r.Incomplete || s.blank()) {
+			return false
+		}
+	}
+	return true
 }
 
 // reportLag says how far the only slot left may be behind what was flushed.

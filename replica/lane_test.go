@@ -368,11 +368,7 @@ func TestLaneHangs(t *testing.T) {
 		t.Fatal("the engine has ended although an append hangs")
 	}
 	faults.Clear()
-	joined := make(chan struct{})
-	o.startJoin(joined)
-	select {
-	case <-joined:
-	case <-time.After(10 * time.Second):
+	if !o.Close(10 * time.Second) {
 		t.Fatal("the goroutines have not ended although nothing hangs any more")
 	}
 	if n := int(o.reported.Load()); n != before+1 || len(l.waiting) != waiting {

@@ -10,14 +10,15 @@ import (
 	"trivet/journal"
 )
 
-// returnBytes must be free where a slot is that comes back, or it would be
-// dropped at once.
+// returnBytes must be free where a slot is that comes back, and two segments for
+// each shard, or it would be dropped at once.
 const returnBytes = 64 << 20
 
 // RoomToReturn tells whether there is room for a slot to come back.
-func RoomToReturn(files disk.FS) error {
-	if free, _, err := files.Usage(); err == nil && free < reservedBytes+returnBytes {
-		return fmt.Errorf("%d bytes are free, %d are needed: %w", free, reservedBytes+returnBytes, unix.ENOSPC)
+func (g Geometry) RoomToReturn(files disk.FS) error {
+	need := reservedBytes + returnBytes + 2*int64(g.Shards)*int64(g.SegmentBlocks)*journal.BlockSize
+	if free, _, err := files.Usage(); err == nil && free < need {
+		return fmt.Errorf("%d bytes are free, %d are needed: %w", free, need, unix.ENOSPC)
 	}
 	return nil
 }
@@ -31,7 +32,7 @@ func (g *Group) Reopen(s *Slot) (lanes []*journal.Recovery, known []bool, err er
 		return nil, nil, fmt.Errorf("slot %d in %s: %w", s.ID, s.Where, ErrMismatch)
 	}
 	i := int(s.ID)
-	alone := &Group{Geometry: g.Geometry, Slots: make([]*Slot, g.Replicas), Absent: make([]error, g.Replicas), opt: g.opt}
+	alone := &Group{Geometry: g.Geometry, Generation: g.Generation, Slots: make([]*Slot, g.Replicas), Absent: make([]error, g.Replicas), opt: g.opt}
 	alone.Slots[i] = s
 	alone.Lanes = make([][]*journal.Recovery, g.Shards)
 	for shard := range alone.Lanes {
@@ -51,6 +52,9 @@ func (g *Group) Reopen(s *Slot) (lanes []*journal.Recovery, known []bool, err er
 		r := alone.Lanes[shard][i]
 		lanes = append(lanes, r)
 		known = append(known, s.super.Started == g.Generation && !r.Incomplete && r.Damage == nil && len(r.Rotten) == 0)
+		if r.Incomplete && r.Fed {
+			continue // it says so already
+		}
 		if err := alone.copier(r, s).Discount(); err != nil {
 			return nil, nil, fmt.Errorf("slot %d shard %d: %w", s.ID, shard, err)
 		}

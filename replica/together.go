@@ -133,6 +133,9 @@ func (g *Group) doWithout(shard uint16, slot int, why error) bool {
 // was acknowledged as durable is in another lane as well, and so in the best.
 func (g *Group) silent(shard uint16) (n int) {
 	for i, r := range g.Lanes[shard] {
+		if g.isFed(i) {
+			continue // what it had made durable, both others have
+		}
 		if r == nil || r.Damage != nil || !g.usable[i] || g.isUnfit(shard, i) {
 			n++
 		}

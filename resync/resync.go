@@ -13,7 +13,8 @@
 //
 // Until the new generation is stored everywhere the slot votes for nothing and is
 // not read, and an opening finds it incomplete, or behind, and copies what it
-// lacks. Nothing waits for it: a slot that fails here is dropped once more.
+// lacks. A slot that fails here is dropped once more. While it is fed it can hold up
+// writes as any slow slot can: until it is dropped, by the same budgets.
 package resync
 
 import (
@@ -34,7 +35,7 @@ type Volume struct {
 	Arena  *arena.Arena
 	// Live are the slots that take part now.
 	Live func() []*replica.Slot
-	// Open opens the slot anew. Nobody has it open.
+	// Open closes what is left of the slot, and opens it anew.
 	Open func() (*replica.Slot, error)
 	// Start begins to carry out what the shards decide for the slot.
 	Start func(*replica.Slot) shard.Slot
@@ -54,6 +55,11 @@ const refreshTries = 10
 // any before. After an error the slot has to be dropped; when it was not started,
 // it is closed.
 func (v *Volume) Return(slot int, next journal.Generation) error {
+	for i, sh := range v.Shards {
+		if err := v.answered(func(answer func(error)) { sh.Spare(slot, answer) }); err != nil {
+			return fmt.Errorf("shard %d: %w", i, err)
+		}
+	}
 	s, err := v.Open()
 	if err != nil {
 		return err
@@ -129,6 +135,9 @@ func (v *Volume) refresh(g journal.Region) (err error) {
 // arena learns of it first: what it holds is believed only if no later generation
 // was started.
 func (v *Volume) begin(slot int, g journal.Generation, slots []*replica.Slot) error {
+	if len(slots) < v.Group.Replicas { // one that is about to be dropped may still vote
+		return fmt.Errorf("%w: another slot does not take part", replica.ErrQuorum)
+	}
 	if err := replica.Promise(g, slots); err != nil {
 		return err
 	}

@@ -59,12 +59,30 @@ func (c *core) addWindow(to journal.RegionSet, from journal.LSN) {
 // answer has a function called after the turn.
 func (c *core) answer(fn func(error), err error) { c.calls = append(c.calls, func() { fn(err) }) }
 
+// Spare answers without an error once the slot may be opened anew: nothing of it
+// is under way, and its peers have made durable all that was when it was dropped.
+// Until then it may be one of two that hold something.
+func (s *Shard) Spare(slot int, answer func(error)) {
+	s.call(answer, func(c *core) error {
+		switch {
+		case c.stopped != nil:
+			return c.stopped
+		case c.fed[slot] || !c.isIdle(slot):
+			return fmt.Errorf("slot %d is still in use", slot)
+		case c.durable() < c.atLeast:
+			c.wantAll(c.atLeast)
+			return fmt.Errorf("its peers are not durable up to LSN %d yet", c.atLeast)
+		}
+		return nil
+	})
+}
+
 // Feed gives every record from now on to the slot's recovered lane. What the
 // slot misses is known when it is known since a record that the lane still has;
 // else, or unless known is set, all is. The lane must be incomplete.
 func (s *Shard) Feed(slot int, r *journal.Recovery, to Slot, known bool, answer func(error)) {
 	s.call(answer, func(c *core) error {
-		if c.fed[slot] || len(c.quiet) > 0 || !c.isIdle(slot) {
+		if c.fed[slot] || c.stopped != nil || len(c.quiet) > 0 || !c.isIdle(slot) {
 			return fmt.Errorf("slot %d is still in use", slot)
 		}
 		a := &c.absent[slot]
@@ -107,7 +125,7 @@ func (s *Shard) Complete(slot int, answer func(error)) {
 	s.enter(&event{apply: func(time.Duration) {
 		c := &s.core
 		a := &c.absent[slot]
-		if a.todo == nil || c.stopped != nil {
+		if a.todo == nil || c.stopped != nil || c.halted {
 			c.answer(answer, fmt.Errorf("slot %d: %w", slot, ErrAbsent))
 			return
 		}
@@ -163,7 +181,14 @@ func (s *Shard) Admit(slot int, answer func(error)) {
 
 // call runs fn in a turn, and gives its error to answer after it.
 func (s *Shard) call(answer func(error), fn func(*core) error) {
-	s.enter(&event{apply: func(time.Duration) { s.core.answer(answer, fn(&s.core)) }})
+	s.enter(&event{apply: func(time.Duration) {
+		c := &s.core
+		if c.halted {
+			c.answer(answer, ErrAbsent)
+			return
+		}
+		c.answer(answer, fn(c))
+	}})
 }
 
 // isIdle tells whether nothing of the slot is under way.

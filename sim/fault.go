@@ -174,7 +174,7 @@ func (w *world) countHits() {
 // is promised holds: the others are whole.
 func (w *world) mayDamage(i int) bool {
 	for j, leg := range w.legs {
-		if j != i && (leg.stale || leg.suspicious) {
+		if j != i && (leg.stale && !leg.fed || leg.suspicious) {
 			return false
 		}
 	}

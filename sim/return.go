@@ -3,6 +3,7 @@ package sim
 import (
 	"errors"
 	"iter"
+	"slices"
 	"time"
 
 	"trivet/journal"
@@ -98,16 +99,19 @@ func (c *comeback) cancel() {
 // run tries to bring the slot back, once.
 func (c *comeback) run() {
 	w, s := c.w, c.w.srv
-	if c.cancelled || !s.shut(c.slot) {
+	if c.cancelled || !s.idle(c.slot) {
 		return
 	}
 	s.membership.Return(c.slot)
 	w.generation = max(w.generation, s.group.Generation) + 1
 	volume := resync.Volume{
 		Group: s.group, Shards: s.shards, Arena: s.arena, Live: s.liveSlots,
-		Open: func() (*replica.Slot, error) { return s.openSlot(c.slot) },
+		Open: func() (*replica.Slot, error) {
+			s.shut(c.slot)
+			return s.openSlot(c.slot)
+		},
 		Start: func(rep *replica.Slot) shard.Slot {
-			c.fed = true
+			c.fed, w.legs[c.slot].fed = true, true
 			s.group.Slots[c.slot] = rep
 			s.slots[c.slot] = &slot{w: w, id: c.slot, rep: rep, lanes: make([][]operation, w.geometry.Shards)}
 			return s.slots[c.slot]
@@ -138,7 +142,7 @@ func (c *comeback) run() {
 func (s *server) returned(id int) {
 	w := s.w
 	w.cover["slots returned"]++
-	w.legs[id].stale, w.legs[id].making = false, false
+	w.legs[id].stale, w.legs[id].making, w.legs[id].fed = false, false, false
 	if w.legs[id].suspicious || len(w.faults.List()) > 0 || s.slots[id].hung > 0 || w.failingMeta {
 		return
 	}
@@ -154,32 +158,22 @@ func (s *server) returned(id int) {
 	}
 }
 
-// shut closes what a slot has left open. It returns false when something is
-// under way.
-func (s *server) shut(id int) bool {
+// idle tells whether nothing of the slot's disk is under way.
+func (s *server) idle(id int) bool {
+	old := s.slots[id]
+	return old == nil || len(old.other) == 0 && !slices.ContainsFunc(old.lanes, func(lane []operation) bool { return len(lane) > 0 })
+}
+
+// shut closes what a slot has left open.
+func (s *server) shut(id int) {
 	w := s.w
-	idle := true
-	for _, sh := range s.shards {
-		sh.Inspect(func(v *shard.View) {
-			if l, ok := v.Lane(id); ok && !l.Idle {
-				idle = false
-			}
-		})
-	}
 	if old := s.slots[id]; old != nil {
-		for _, lane := range old.lanes {
-			idle = idle && len(lane) == 0
-		}
-		if !idle || len(old.other) > 0 {
-			return false
-		}
 		s.slots[id], s.group.Slots[id] = nil, nil
 		if err := old.rep.Close(); err != nil {
 			w.fail("close slot %d: %v", id, err)
 		}
 	}
 	w.legs[id].store = w.legs[id].store.Crash(0) // which is opened once
-	return idle
 }
 
 func (s *server) liveSlots() (slots []*replica.Slot) {

@@ -92,7 +92,7 @@ func (w *world) closeArena() error {
 // assemble opens the slots and the arena, and judges what is made of them.
 func (s *server) assemble(missing int) (err error) {
 	w := s.w
-	var began [journal.MaxSlots]bool // slots that had taken part
+	var began [journal.MaxSlots]bool // slots that had taken part, or bear witness
 	assembly := replica.Assembly{
 		Replicas: journal.MaxSlots,
 		Options:  replica.Options{CheckpointBytes: w.cfg.checkpointBytes, PageBudget: w.cfg.pageBudget, Policy: w.cfg.policy, Log: w.note},
@@ -101,7 +101,7 @@ func (s *server) assemble(missing int) (err error) {
 				return nil, errMissing
 			}
 			rep, err := s.openSlot(i)
-			began[i] = err == nil && rep.Started() > 0
+			began[i] = err == nil && (rep.Started() > 0 || w.legs[i].fed)
 			return rep, err
 		},
 		SetAside:  s.setAside,

@@ -82,6 +82,7 @@ type leg struct {
 	store      *meta.Memory
 	suspicious bool // its disk has lied, or its bytes were flipped, or it is being made
 	making     bool // it was blank, and has not been opened since
+	fed        bool // it had begun to come back: what it had made durable is in both others
 	stale      bool // it has not been brought together with its peers since it was missing
 }
 
@@ -368,7 +369,7 @@ func (w *world) startLife() {
 // opened notes which slots take part.
 func (w *world) opened() {
 	for i, s := range w.srv.slots {
-		w.legs[i].stale = s == nil
+		w.legs[i].stale, w.legs[i].fed = s == nil, false
 		if s == nil {
 			w.trouble[i] = true
 			w.srv.bringBack(i)
