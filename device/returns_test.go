@@ -218,6 +218,7 @@ func TestOneLeftWhileReturning(t *testing.T) {
 			if blank {
 				hidden := v.rule("superblock slot=1 error=EIO")
 				v.faultSlot()
+				v.until("slot 1 is closed", func() bool { return v.said(1, "cannot come back yet") })
 				v.must(os.RemoveAll(filepath.Join(v.opt.Dir, "slot-1")))
 				v.faults.Remove(hidden)
 			} else {
@@ -290,17 +291,20 @@ func TestBlankElsewhere(t *testing.T) {
 	}
 }
 
-// logHeld holds up who logs that a slot is faulted, from its second time on.
+// logHeld holds up who logs that slot 0 is faulted.
 type logHeld struct {
 	slog.Handler
-	times atomic.Int32
-	held  chan struct{}
+	reached atomic.Bool
+	held    chan struct{}
 }
 
 func (h *logHeld) Handle(_ context.Context, r slog.Record) error {
-	if strings.Contains(r.Message, "slot is faulted") && h.times.Add(1) == 2 {
-		<-h.held
-	}
+	r.Attrs(func(a slog.Attr) bool {
+		if strings.Contains(r.Message, "slot is faulted") && a.Key == "slot" && a.Value.Int64() == 0 && !h.reached.Swap(true) {
+			<-h.held
+		}
+		return true
+	})
 	return nil
 }
 func (h *logHeld) WithAttrs([]slog.Attr) slog.Handler { return h }
@@ -319,7 +323,7 @@ func TestBeginsWithEverybody(t *testing.T) {
 	v.until("slot 1 is fed", func() bool { return v.returning(1) })
 	lost := v.rule("log.sync slot=0 error=EIO")
 	pending := v.start(&Request{Op: Write, Flags: FUA, Length: 4096, Data: pattern(3, 4096)})
-	v.until("slot 0 is reported", func() bool { return h.times.Load() == 2 })
+	v.until("slot 0 is reported", h.reached.Load)
 	v.faults.Remove(lost)
 	release()
 	v.until("slot 1 was tried", func() bool { return v.said(1, "cannot come back yet") })

@@ -100,7 +100,8 @@ type core struct {
 	stopped  error       // why nothing is written any more
 	atLeast  journal.LSN // what every flush must cover: the note of the last drop
 	reported [journal.MaxSlots]bool
-	told     [journal.MaxSlots]error // the lane's last error, once it was told
+	common   [journal.MaxSlots]time.Duration // when it was last seen to stand still together with its peers
+	told     [journal.MaxSlots]error         // the lane's last error, once it was told
 
 	sinceFlush int // records
 	eager      bool
@@ -330,7 +331,10 @@ func (c *core) supervise(slot journal.SlotID, l *journal.Lane) time.Duration {
 	case c.now < due:
 		return due
 	case !c.standsAlone(int(slot)):
+		c.common[slot] = c.now
 		c.cfg.Event(int(slot), "slot is slow, but so are its peers", stalled(c.now-oldest))
+	case c.common[slot] != 0 && c.now < c.common[slot]+c.stallBudget()/4:
+		return c.common[slot] + c.stallBudget()/4 // who answers last is no worse, either
 	default:
 		c.faults = append(c.faults, fault{slot, false, stalled(c.now - oldest)})
 	}
