@@ -25,7 +25,7 @@ type Policy struct {
 // cleaned at all.
 const (
 	hardLive, hardShare, hardSegments = 1338, 46, 15
-	softLive, softShare, softSegments = 1326, 43, 11
+	softLive, softShare, softSegments = 1318, 41, 11
 )
 
 // bound is a number of segments for what the lane holds.
