@@ -33,6 +33,9 @@ const (
 // all slots write it, beside what the clients want.
 const returnBytesPerSecond = 128 << 20
 
+// tellEvery is how often an event tells how far a return has come.
+const tellEvery = 10 * time.Second
+
 // errClosing ends a return.
 var errClosing = errors.New("device is closing")
 
@@ -262,11 +265,11 @@ func (r *returns) refresh(g journal.Region, done func(error)) {
 	})
 }
 
-// progress tells how far a return has come, once a second.
+// progress tells how far a return has come, now and then: the status always does.
 func (r *returns) progress(slot int) func(done, left int) {
 	said := time.Now()
 	return func(done, left int) {
-		if time.Since(said) > time.Second {
+		if time.Since(said) > tellEvery {
 			said = time.Now()
 			r.device.events.note(slot, fmt.Sprintf("coming back: %d regions brought up to date, %d of this shard are left", done, left), nil)
 		}
