@@ -39,14 +39,8 @@ type missing struct {
 
 // read serves a part from memory, or from a slot's log where it must.
 func (c *core) read(p *Part) {
-	slot := c.readSlot(p)
-	if !c.mapped(p, slot) {
-		c.awaitPage(p, slot)
-		return
-	}
-	op := c.newReadOp(p, slot)
+	op := c.beginRead(p)
 	if op == nil {
-		c.queued.push(p)
 		return
 	}
 	p.Extents = p.Extents[:0]
@@ -60,6 +54,21 @@ func (c *core) read(p *Part) {
 		return
 	}
 	c.start(op)
+}
+
+// beginRead takes an operation for a part whose blocks are all in memory or known
+// to a slot's map. nil: the part waits.
+func (c *core) beginRead(p *Part) *readOp {
+	slot := c.readSlot(p)
+	if !c.mapped(p, slot) {
+		c.awaitPage(p, slot)
+		return nil
+	}
+	op := c.newReadOp(p, slot)
+	if op == nil {
+		c.queued.push(p)
+	}
+	return op
 }
 
 // mapped tells whether every block of the part that is not in memory is known

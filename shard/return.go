@@ -203,14 +203,8 @@ func (c *core) refresh(p *Part) {
 		c.refuse(p, c.stopped)
 		return
 	}
-	slot := c.readSlot(p)
-	if !c.mapped(p, slot) {
-		c.awaitPage(p, slot)
-		return
-	}
-	op := c.newReadOp(p, slot)
+	op := c.beginRead(p)
 	if op == nil {
-		c.queued.push(p)
 		return
 	}
 	region := c.pending.lookup(p.LBA.Region())
