@@ -94,6 +94,10 @@ func (io *IO) Execute() {
 	*io.failed = io.Err != nil
 }
 
+// Skipped tells that an earlier operation of the lane has failed, and the lane has
+// not learnt of it: this one is not carried out.
+func (io *IO) Skipped() bool { return *io.failed }
+
 // Start hands an append to the kernel instead of executing it, if it is a
 // single durable write and the kernel takes it: write returns false when it has
 // done nothing. End must follow. The rules of Execute hold.

@@ -103,6 +103,9 @@ func (s *slot) halt() {
 			continue
 		}
 		io := lane[0].io
+		if io.Skipped() {
+			continue // behind a failed sync nothing is written: a header would vouch for it
+		}
 		if len(io.Bufs) == 0 {
 			if io.Durable && s.w.rng.IntN(2) == 0 {
 				_ = io.Segment.File.Sync() // its result reaches nobody
