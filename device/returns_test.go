@@ -3,14 +3,10 @@ package device
 import (
 	"context"
 	"errors"
-	"io"
-	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -288,50 +284,5 @@ func TestBlankElsewhere(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Dir(gone)); !os.IsNotExist(err) {
 		t.Errorf("a directory was made: %v", err)
-	}
-}
-
-// logHeld holds up who logs that slot 0 is faulted.
-type logHeld struct {
-	slog.Handler
-	reached atomic.Bool
-	held    chan struct{}
-}
-
-func (h *logHeld) Handle(_ context.Context, r slog.Record) error {
-	r.Attrs(func(a slog.Attr) bool {
-		if strings.Contains(r.Message, "slot is faulted") && a.Key == "slot" && a.Value.Int64() == 0 && !h.reached.Swap(true) {
-			<-h.held
-		}
-		return true
-	})
-	return nil
-}
-func (h *logHeld) WithAttrs([]slog.Attr) slog.Handler { return h }
-func (h *logHeld) WithGroup(string) slog.Handler      { return h }
-
-// TestBeginsWithEverybody: a peer is reported lost, but the shards have not been
-// told, when a generation is about to begin. It must not begin without the peer,
-// which still votes.
-func TestBeginsWithEverybody(t *testing.T) {
-	h := &logHeld{Handler: slog.NewTextHandler(io.Discard, nil), held: make(chan struct{})}
-	v := newVolume(t, func(o *Options) { o.ReturnAfter, o.Log = 5*time.Millisecond, slog.New(h) })
-	v.must(v.write(0, pattern(1, 2<<20), FUA))
-	v.reopen()
-	release := v.hangReads()
-	v.faultSlot()
-	v.until("slot 1 is fed", func() bool { return v.returning(1) })
-	lost := v.rule("log.sync slot=0 error=EIO")
-	pending := v.start(&Request{Op: Write, Flags: FUA, Length: 4096, Data: pattern(3, 4096)})
-	v.until("slot 0 is reported", h.reached.Load)
-	v.faults.Remove(lost)
-	release()
-	v.until("slot 1 was tried", func() bool { return v.said(1, "cannot come back yet") })
-	if v.live()[1] {
-		t.Error("slot 1 came back although slot 0 was reported lost")
-	}
-	close(h.held)
-	if err := <-pending; err == nil {
-		t.Error("a write is durable on one slot alone")
 	}
 }
