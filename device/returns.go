@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"slices"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -45,7 +43,7 @@ type returns struct {
 	wake   chan struct{} // capacity 1: a slot was dropped
 	ctx    context.Context
 	cancel context.CancelFunc
-	done   sync.WaitGroup
+	ended  chan struct{} // closed by the goroutine
 
 	absent  []absentSlot       // by ID; the goroutine's, as is what follows
 	highest journal.Generation // tried
@@ -57,7 +55,6 @@ type absentSlot struct {
 	due      time.Time // zero: the slot is live
 	pause    time.Duration
 	returned time.Time
-	closed   bool   // nothing of it is open
 	told     string // kind of the error that was told last
 
 	filesystem uint64 // of its directory, when the volume was opened
@@ -69,9 +66,11 @@ func (r *returns) start(d *Device) {
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.absent = make([]absentSlot, d.group.Replicas)
 	for i := range r.absent {
-		r.absent[i].closed, r.absent[i].filesystem = d.engines[i] == nil, filesystemOf(d.dirs[i])
+		r.absent[i].filesystem = filesystemOf(d.dirs[i])
 	}
-	r.done.Go(func() {
+	r.ended = make(chan struct{})
+	go func() {
+		defer close(r.ended)
 		timer := time.NewTimer(0)
 		defer timer.Stop()
 		for {
@@ -85,28 +84,18 @@ func (r *returns) start(d *Device) {
 				timer.Reset(next)
 			}
 		}
-	})
+	}()
 }
 
 // join waits until the goroutine has ended, which has been cancelled. When the
 // context ends first, something of the slot has not answered.
 func (r *returns) join(ctx context.Context) error {
-	joined := make(chan struct{})
-	r.startJoin(joined)
 	select {
-	case <-joined:
+	case <-r.ended:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("close: a slot that was to come back does not answer: %w", ctx.Err())
 	}
-}
-
-// startJoin closes joined once the goroutine has ended.
-func (r *returns) startJoin(joined chan<- struct{}) {
-	go func() {
-		r.done.Wait()
-		close(joined)
-	}()
 }
 
 // notify tells that a slot was dropped. It never blocks.
@@ -174,35 +163,20 @@ func (r *returns) try(slot int) {
 // bring brings a slot back.
 func (r *returns) bring(slot int) error {
 	d := r.device
-	d.membership.Return(slot)
 	r.highest++
-	started := false
 	volume := resync.Volume{
-		Group: d.group, Shards: d.shards, Arena: d.arena, Live: d.liveSlots,
+		Group: d.group, Shards: d.shards, Arena: d.arena, Members: d.membership, Live: d.liveSlots,
 		Open: func() (*replica.Slot, error) {
 			if err := r.shut(slot); err != nil {
 				return nil, err
 			}
 			return r.reopenSlot(slot)
 		},
-		Start: func(s *replica.Slot) shard.Slot {
-			started, r.absent[slot].closed = true, false
-			return d.startEngine(slot, s)
-		},
+		Start:   func(s *replica.Slot) shard.Slot { return d.startEngine(slot, s) },
 		Refresh: r.refresh, Wait: r.wait,
 		Progress: r.progress(slot),
 	}
-	err := volume.Return(slot, r.highest)
-	if err == nil && !d.membership.Admit(slot) {
-		err = shard.ErrAbsent
-	}
-	if err != nil {
-		d.membership.Report(slot, true)
-		for _, s := range d.shards {
-			if started {
-				s.Drop(slotID(slot), err)
-			}
-		}
+	if err := volume.Return(slot, r.highest); err != nil {
 		return err
 	}
 	d.slotsMu.Lock()
@@ -215,19 +189,18 @@ func (r *returns) bring(slot int) error {
 // shards.
 func (r *returns) shut(slot int) error {
 	d := r.device
-	if r.absent[slot].closed {
-		return nil
-	}
 	d.slotsMu.Lock()
 	e := d.engines[slot]
 	d.slotsMu.Unlock()
+	if e == nil {
+		return nil
+	}
 	if !e.Close(closeWait) {
 		return fmt.Errorf("an operation has not returned for %v", closeWait)
 	}
 	d.slotsMu.Lock()
 	d.engines[slot], d.group.Slots[slot] = nil, nil
 	d.slotsMu.Unlock()
-	r.absent[slot].closed = true
 	return e.Slot().Close()
 }
 
@@ -320,7 +293,7 @@ func (d *Device) liveSlots() (slots []*replica.Slot) {
 			slots = append(slots, s)
 		}
 	}
-	return slices.Clip(slots)
+	return slots
 }
 
 // startEngine begins to work for a slot that comes back.

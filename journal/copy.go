@@ -46,9 +46,7 @@ const copyDirtyPages = 8192
 func (r *Recovery) Regions() (regions []Region) {
 	set := make(RegionSet)
 	r.Lane.AddRegions(set)
-	for g, ok := set.Next(0); ok; g, ok = set.Next(g + 1) {
-		regions = append(regions, g)
-	}
+	set.Each(func(g Region) { regions = append(regions, g) })
 	return regions
 }
 

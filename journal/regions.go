@@ -1,6 +1,10 @@
 package journal
 
-import "math/bits"
+import (
+	"maps"
+	"math/bits"
+	"slices"
+)
 
 // RegionSet is a set of regions, in chunks that are stored as they are: 32,768
 // regions (32 GiB of address space) in 4 KiB.
@@ -76,4 +80,15 @@ func (s RegionSet) Next(r Region) (next Region, ok bool) {
 		r = (r>>6 + 1) << 6
 	}
 	return 0, false
+}
+
+// Each calls fn for every region of the set, in ascending order.
+func (s RegionSet) Each(fn func(Region)) {
+	for _, chunk := range slices.Sorted(maps.Keys(s)) {
+		for w, word := range s[chunk].bits {
+			for ; word != 0; word &= word - 1 {
+				fn(Region(chunk)<<15 | Region(w<<6|bits.TrailingZeros64(word)))
+			}
+		}
+	}
 }

@@ -35,6 +35,11 @@ func TestRegionSet(t *testing.T) {
 		for r, ok := sets[i].Next(0); ok; r, ok = sets[i].Next(r + 1) {
 			all = append(all, r)
 		}
+		var each []Region
+		sets[i].Each(func(r Region) { each = append(each, r) })
+		if !slices.Equal(each, all) {
+			t.Fatalf("round %d: each of %v, next of %v", round, each, all)
+		}
 		if want := slices.Sorted(maps.Keys(models[i])); !slices.Equal(all, want) || sets[i].Len() != len(want) {
 			t.Fatalf("round %d: %v, expected %v", round, all, want)
 		}

@@ -81,10 +81,7 @@ func recoverWithout(unfit map[journal.LaneID]error, slots []*Slot, absent []erro
 	if err := g.agree(); err != nil {
 		return nil, err
 	}
-	g.Lanes = make([][]*journal.Recovery, g.Shards)
-	for shard := range g.Lanes {
-		g.Lanes[shard] = make([]*journal.Recovery, len(slots))
-	}
+	g.makeLanes()
 	g.recoverSlots()
 	if err := g.checkQuorum(); err != nil {
 		return nil, err
@@ -99,6 +96,14 @@ func recoverWithout(unfit map[journal.LaneID]error, slots []*Slot, absent []erro
 		}
 	}
 	return g, g.recount()
+}
+
+// makeLanes makes room for the lanes of every slot.
+func (g *Group) makeLanes() {
+	g.Lanes = make([][]*journal.Recovery, g.Shards)
+	for shard := range g.Lanes {
+		g.Lanes[shard] = make([]*journal.Recovery, len(g.Slots))
+	}
 }
 
 // Start stores that the generation begins. Nothing may be served before.

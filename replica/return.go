@@ -34,10 +34,7 @@ func (g *Group) Reopen(s *Slot) (lanes []*journal.Recovery, known []bool, err er
 	i := int(s.ID)
 	alone := &Group{Geometry: g.Geometry, Generation: g.Generation, Slots: make([]*Slot, g.Replicas), Absent: make([]error, g.Replicas), opt: g.opt}
 	alone.Slots[i] = s
-	alone.Lanes = make([][]*journal.Recovery, g.Shards)
-	for shard := range alone.Lanes {
-		alone.Lanes[shard] = make([]*journal.Recovery, g.Replicas)
-	}
+	alone.makeLanes()
 	err = alone.recoverSlot(i, s)
 	if err == nil {
 		alone.vouch(func(_ journal.LaneID, failed error) { err = errors.Join(err, failed) })

@@ -33,6 +33,8 @@ type Volume struct {
 	Group  *replica.Group
 	Shards []*shard.Shard
 	Arena  *arena.Arena
+	// Members decides who takes part.
+	Members *replica.Membership
 	// Live are the slots that take part now.
 	Live func() []*replica.Slot
 	// Open closes what is left of the slot, and opens it anew.
@@ -52,13 +54,25 @@ type Volume struct {
 const refreshTries = 10
 
 // Return brings the slot back. next is the generation that it begins, higher than
-// any before. After an error the slot has to be dropped; when it was not started,
-// it is closed.
+// any before. After an error the slot is dropped, if it had got as far as that.
 func (v *Volume) Return(slot int, next journal.Generation) error {
-	for i, sh := range v.Shards {
-		if err := v.answered(func(answer func(error)) { sh.Spare(slot, answer) }); err != nil {
-			return fmt.Errorf("shard %d: %w", i, err)
+	v.Members.Return(slot)
+	err := v.bring(slot, next)
+	if err == nil && !v.Members.Admit(slot) {
+		err = shard.ErrAbsent
+	}
+	if err != nil {
+		v.Members.Report(slot, true)
+		for _, sh := range v.Shards {
+			sh.Drop(journal.SlotID(slot), err)
 		}
+	}
+	return err
+}
+
+func (v *Volume) bring(slot int, next journal.Generation) error {
+	if err := v.each(func(_ int, sh *shard.Shard, answer func(error)) { sh.Spare(slot, answer) }); err != nil {
+		return err
 	}
 	s, err := v.Open()
 	if err != nil {
@@ -69,10 +83,8 @@ func (v *Volume) Return(slot int, next journal.Generation) error {
 		return errors.Join(err, s.Close())
 	}
 	executor := v.Start(s)
-	for i, sh := range v.Shards {
-		if err := v.answered(func(answer func(error)) { sh.Feed(slot, lanes[i], executor, known[i], answer) }); err != nil {
-			return fmt.Errorf("shard %d: %w", i, err)
-		}
+	if err := v.each(func(i int, sh *shard.Shard, answer func(error)) { sh.Feed(slot, lanes[i], executor, known[i], answer) }); err != nil {
+		return err
 	}
 	done := 0
 	for i, sh := range v.Shards {
@@ -80,12 +92,20 @@ func (v *Volume) Return(slot int, next journal.Generation) error {
 			return fmt.Errorf("shard %d: %w", i, err)
 		}
 	}
+	if err := v.each(func(_ int, sh *shard.Shard, answer func(error)) { sh.Complete(slot, answer) }); err != nil {
+		return err
+	}
+	return v.begin(slot, next, append(v.Live(), s))
+}
+
+// each asks one shard after another, and waits for its answer.
+func (v *Volume) each(ask func(i int, sh *shard.Shard, answer func(error))) error {
 	for i, sh := range v.Shards {
-		if err := v.answered(func(answer func(error)) { sh.Complete(slot, answer) }); err != nil {
+		if err := v.answered(func(answer func(error)) { ask(i, sh, answer) }); err != nil {
 			return fmt.Errorf("shard %d: %w", i, err)
 		}
 	}
-	return v.begin(slot, next, append(v.Live(), s))
+	return nil
 }
 
 // answered waits for an answer.
@@ -143,21 +163,14 @@ func (v *Volume) begin(slot int, g journal.Generation, slots []*replica.Slot) er
 	}
 	v.Arena.SetGeneration(uint64(g))
 	starts := make([]journal.LSN, len(v.Shards))
-	for i, sh := range v.Shards {
-		err := v.answered(func(answer func(error)) {
-			sh.Begin(slot, g, func(start journal.LSN, err error) { starts[i] = start; answer(err) })
-		})
-		if err != nil {
-			return fmt.Errorf("shard %d: %w", i, err)
-		}
+	err := v.each(func(i int, sh *shard.Shard, answer func(error)) {
+		sh.Begin(slot, g, func(start journal.LSN, err error) { starts[i] = start; answer(err) })
+	})
+	if err != nil {
+		return err
 	}
 	if err := replica.StartNext(g, starts, slots); err != nil {
 		return err
 	}
-	for i, sh := range v.Shards {
-		if err := v.answered(func(answer func(error)) { sh.Admit(slot, answer) }); err != nil {
-			return fmt.Errorf("shard %d: %w", i, err)
-		}
-	}
-	return nil
+	return v.each(func(_ int, sh *shard.Shard, answer func(error)) { sh.Admit(slot, answer) })
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"time"
 
-	"trivet/arena"
 	"trivet/cache"
 	"trivet/journal"
 )
@@ -94,16 +93,9 @@ func (c *core) mapped(p *Part, slot int) bool {
 func (c *core) readBlock(op *readOp, region *pendingRegion, i int) {
 	p := op.part
 	lba := p.LBA + journal.LBA(i)
-	if region != nil {
-		if ref := region.refs[lba.Index()]; ref != 0 {
-			kind, page := c.pending.content(ref)
-			var content []byte
-			if kind == journal.Data {
-				content = c.cfg.Arena.Bytes(arena.Page(page))
-			}
-			p.deliver(i, kind, content)
-			return
-		}
+	if kind, content, ok := c.inWindow(region, lba); ok {
+		p.deliver(i, kind, content)
+		return
 	}
 	if content, hit := c.cfg.Cache.Lookup(uint64(lba)); hit && p.Prefer == 0 {
 		c.counters.CacheHits++
@@ -342,18 +334,11 @@ func (c *core) retry(op *readOp) {
 
 // relocate looks a block up again. resolved: it was delivered from memory.
 func (c *core) relocate(op *readOp, m missing) (e journal.Entry, resolved, ok bool) {
-	if region := c.pending.lookup(m.lba.Region()); region != nil {
-		if ref := region.refs[m.lba.Index()]; ref != 0 {
-			if !op.base {
-				kind, page := c.pending.content(ref)
-				var content []byte
-				if kind == journal.Data {
-					content = c.cfg.Arena.Bytes(arena.Page(page))
-				}
-				op.part.place(m.index, content)
-			}
-			return e, true, true
+	if _, content, ok := c.inWindow(c.pending.lookup(m.lba.Region()), m.lba); ok {
+		if !op.base {
+			op.part.place(m.index, content)
 		}
+		return e, true, true
 	}
 	e, known := c.lanes[op.slot].Lookup(m.lba)
 	if !known {
@@ -376,12 +361,9 @@ func (c *core) status(p *Part) {
 	p.Extents = p.Extents[:0]
 	for i := range p.blocks() {
 		lba := p.LBA + journal.LBA(i)
-		if region != nil {
-			if ref := region.refs[lba.Index()]; ref != 0 {
-				kind, _ := c.pending.content(ref)
-				p.addExtent(1, kind)
-				continue
-			}
+		if kind, _, ok := c.inWindow(region, lba); ok {
+			p.addExtent(1, kind)
+			continue
 		}
 		e, known := l.Lookup(lba)
 		if !known {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"trivet/arena"
 	"trivet/journal"
 )
 
@@ -31,6 +30,7 @@ type absence struct {
 	missed     journal.RegionSet // changed without it; nil while it is live or fed
 	everything bool              // that is not all
 	todo       journal.RegionSet // to be logged again; nil unless it is fed
+	left       int               // regions in todo: counting them would take long
 	next       journal.Region    // of those
 	whole      journal.LSN       // that it counts once it is durable up to
 	answer     func(error)       // for who waits for that; nil: nobody
@@ -93,7 +93,7 @@ func (s *Shard) Feed(slot int, r *journal.Recovery, to Slot, known bool, answer 
 			c.lanes[c.primary].AddRegions(todo)
 			c.addWindow(todo, 0)
 		}
-		*a = absence{todo: todo}
+		*a = absence{todo: todo, left: todo.Len()}
 		c.engage(slot, r, to)
 		return nil
 	})
@@ -113,8 +113,9 @@ func (s *Shard) Missed(slot int, answer func(region journal.Region, left int, ok
 		if region, ok = a.todo.Next(a.next); ok {
 			a.todo.Remove(region)
 			a.next = region
+			a.left--
 		}
-		left = a.todo.Len()
+		left = a.left
 		return nil
 	})
 }
@@ -247,14 +248,8 @@ func (c *core) refreshBlocks(op *readOp, region *pendingRegion, i int) int {
 // contentOf tells what a block holds: content is nil unless it is data in memory,
 // and entry where data that are not are. Its map page is loaded, or it is in memory.
 func (c *core) contentOf(op *readOp, region *pendingRegion, lba journal.LBA) (kind journal.Content, content []byte, entry journal.Entry) {
-	if region != nil {
-		if ref := region.refs[lba.Index()]; ref != 0 {
-			kind, page := c.pending.content(ref)
-			if kind == journal.Data {
-				content = c.cfg.Arena.Bytes(arena.Page(page))
-			}
-			return kind, content, entry
-		}
+	if kind, content, ok := c.inWindow(region, lba); ok {
+		return kind, content, entry
 	}
 	if content, hit := c.cfg.Cache.Lookup(uint64(lba)); hit {
 		return journal.Data, content, entry
@@ -268,21 +263,14 @@ func (c *core) logAgain(p *Part, i, n int, kind journal.Content, content []byte)
 	page, lba := p.Pages[p.used], p.LBA+journal.LBA(i)
 	p.used++
 	p.logged |= (1<<n - 1) << i
-	if kind == journal.Data {
-		copy(c.cfg.Arena.Bytes(page), content)
-		r := c.window.Add(journal.KindWrite, lba, 1)
-		c.addPage(r, lba, page, journal.Checksum(content))
-		c.enter(r)
-		return
+	switch kind {
+	case journal.Data:
+		c.enter(c.addBlock(lba, page, content))
+	case journal.Zero:
+		c.enter(c.addRange(journal.KindZero, lba, n, page))
+	default:
+		c.enter(c.addRange(journal.KindTrim, lba, n, page))
 	}
-	change := journal.KindTrim
-	if kind == journal.Zero {
-		change = journal.KindZero
-	}
-	r := c.window.Add(change, lba, n)
-	c.window.AddItem(r, journal.Item{Page: uint32(page)})
-	c.publish(page, r, lba, n, 0)
-	c.enter(r)
 }
 
 // readEnded completes a part that has all that it asked of the disk. Blocks of a

@@ -39,9 +39,7 @@ func (c *core) writeRange(p *Part) {
 	if p.Op == Zero {
 		kind = journal.KindZero
 	}
-	r := c.window.Add(kind, p.LBA, n)
-	c.window.AddItem(r, journal.Item{Page: uint32(p.Pages[0])})
-	c.publish(p.Pages[0], r, p.LBA, n, 0)
+	r := c.addRange(kind, p.LBA, n, p.Pages[0])
 	c.cfg.Cache.DropRange(uint64(p.LBA), n)
 	c.logged(p, r)
 }
@@ -111,14 +109,8 @@ func (c *core) complete(p *Part) bool {
 // base returns what a block holds, nil for zeros. When that is not in memory,
 // the part waits for it and ok is false.
 func (c *core) base(p *Part, lba journal.LBA) (content []byte, ok bool) {
-	if region := c.pending.lookup(lba.Region()); region != nil {
-		if ref := region.refs[lba.Index()]; ref != 0 {
-			kind, page := c.pending.content(ref)
-			if kind != journal.Data {
-				return nil, true
-			}
-			return c.cfg.Arena.Bytes(arena.Page(page)), true
-		}
+	if _, content, ok := c.inWindow(c.pending.lookup(lba.Region()), lba); ok {
+		return content, true
 	}
 	if b, hit := c.cfg.Cache.Lookup(uint64(lba)); hit {
 		return b, true
@@ -136,6 +128,20 @@ func (c *core) base(p *Part, lba journal.LBA) (content []byte, ok bool) {
 	return nil, false
 }
 
+// inWindow returns what the newest record in the window makes of a block, whose
+// region's references are given; content is nil for zeros. ok is false when no
+// record changes the block.
+func (c *core) inWindow(region *pendingRegion, lba journal.LBA) (kind journal.Content, content []byte, ok bool) {
+	if region == nil || region.refs[lba.Index()] == 0 {
+		return 0, nil, false
+	}
+	kind, page := c.pending.content(region.refs[lba.Index()])
+	if kind == journal.Data {
+		content = c.cfg.Arena.Bytes(arena.Page(page))
+	}
+	return kind, content, true
+}
+
 // repair writes a block anew that a slot could not read, with what another
 // slot had, unless it was changed since. It is a record like any other, so all
 // slots get it.
@@ -150,12 +156,26 @@ func (c *core) repair(slot int, lba journal.LBA, bad journal.Entry, good []byte)
 	if !c.cfg.Arena.Alloc(1, pages[:]) {
 		return // the next read of the block tries again
 	}
-	copy(c.cfg.Arena.Bytes(pages[0]), good)
-	r := c.window.Add(journal.KindWrite, lba, 1)
-	c.addPage(r, lba, pages[0], journal.Checksum(good))
-	c.enter(r)
+	c.enter(c.addBlock(lba, pages[0], good))
 	c.counters.Repairs++
 	c.cfg.Event(slot, fmt.Sprintf("block %d repaired from a peer", lba), nil)
+}
+
+// addBlock adds a record of one block, whose content is copied into the page.
+func (c *core) addBlock(lba journal.LBA, page arena.Page, content []byte) *journal.Record {
+	copy(c.cfg.Arena.Bytes(page), content)
+	r := c.window.Add(journal.KindWrite, lba, 1)
+	c.addPage(r, lba, page, journal.Checksum(content))
+	return r
+}
+
+// addRange adds a record of n blocks without payload, which is published in the
+// page.
+func (c *core) addRange(kind journal.Kind, lba journal.LBA, n int, page arena.Page) *journal.Record {
+	r := c.window.Add(kind, lba, n)
+	c.window.AddItem(r, journal.Item{Page: uint32(page)})
+	c.publish(page, r, lba, n, 0)
+	return r
 }
 
 // addPage gives the record one page of payload and publishes it in the arena.

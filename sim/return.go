@@ -25,7 +25,6 @@ type comeback struct {
 	runnable  bool
 	cancelled bool // the volume is being closed
 	ended     bool
-	fed       bool
 	refreshes int    // parts under way
 	room      func() // waits for room in the arena
 	roomAt    time.Duration
@@ -102,16 +101,15 @@ func (c *comeback) run() {
 	if c.cancelled || !s.idle(c.slot) {
 		return
 	}
-	s.membership.Return(c.slot)
 	w.generation = max(w.generation, s.group.Generation) + 1
 	volume := resync.Volume{
-		Group: s.group, Shards: s.shards, Arena: s.arena, Live: s.liveSlots,
+		Group: s.group, Shards: s.shards, Arena: s.arena, Members: s.membership, Live: s.liveSlots,
 		Open: func() (*replica.Slot, error) {
 			s.shut(c.slot)
 			return s.openSlot(c.slot)
 		},
 		Start: func(rep *replica.Slot) shard.Slot {
-			c.fed, w.legs[c.slot].fed = true, true
+			w.legs[c.slot].fed = true
 			s.group.Slots[c.slot] = rep
 			s.slots[c.slot] = &slot{w: w, id: c.slot, rep: rep, lanes: make([][]operation, w.geometry.Shards)}
 			return s.slots[c.slot]
@@ -119,9 +117,6 @@ func (c *comeback) run() {
 		Refresh: c.refresh, Wait: c.wait, Progress: func(int, int) { w.cover["regions refreshed"]++ },
 	}
 	err := volume.Return(c.slot, w.generation)
-	if err == nil && !s.membership.Admit(c.slot) {
-		err = shard.ErrAbsent
-	}
 	w.trace("slot %d has come back: %v", c.slot, err)
 	if err == nil {
 		s.group.Generation, s.group.Absent[c.slot] = w.generation, nil
@@ -129,12 +124,6 @@ func (c *comeback) run() {
 		return
 	}
 	w.cover["returns that failed"]++
-	s.membership.Report(c.slot, true)
-	if c.fed {
-		for _, sh := range s.shards {
-			sh.Drop(journal.SlotID(c.slot), err)
-		}
-	}
 }
 
 // returned notes that the slot has all that its peers have: another one may be
