@@ -9,8 +9,6 @@ const (
 	mostPageBytes     = 96 << 20
 	leastPageBytes    = 8 << 20
 	leastCacheBytes   = 8 << 20
-
-	pageBytes = 4300 // of one map page in memory
 )
 
 // MinMemory is the least Options.Memory in bytes; less counts as that.

@@ -207,7 +207,7 @@ func (d *Device) openSlots(ctx context.Context, dirs []string) (err error) {
 	assembly := replica.Assembly{
 		Replicas: len(dirs),
 		Options: replica.Options{
-			CheckpointBytes: int64(replayBytes / g.Shards), PageBudget: int(d.opt.mapBytes()) / pageBytes / (g.Shards * g.Replicas),
+			CheckpointBytes: int64(replayBytes / g.Shards), MapBytes: int(d.opt.mapBytes()) / (g.Shards * g.Replicas),
 			Policy:   reclaim.Policy{Constantly: d.opt.ReclaimAlways},
 			Survivor: d.opt.Survivor, Parallel: true, Log: d.events.note,
 		},

@@ -88,7 +88,7 @@ func (emptySource) Load(keys [][]byte) (values [][]byte, err error) {
 // benchLane is an active lane on an executor that does nothing. Results are
 // applied at once.
 func benchLane(b *testing.B, records int) (*Lane, *Window, *nullExecutor) {
-	r, err := Recover(Config{Volume: testVolume, SegmentBlocks: 4096, CheckpointBytes: 64 << 20, PageBudget: 4096}, emptySource{}, nil)
+	r, err := Recover(Config{Volume: testVolume, SegmentBlocks: 4096, CheckpointBytes: 64 << 20, MapBytes: 16 << 20}, emptySource{}, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -139,7 +139,7 @@ func BenchmarkPump(b *testing.B) {
 // of 64 from the memory disk.
 func BenchmarkReplay(b *testing.B) {
 	cfg := smallWorld(1, 1)
-	cfg.segmentBlocks, cfg.checkpointBytes, cfg.pageBudget, cfg.regions = 4096, 1<<40, 1<<16, 64
+	cfg.segmentBlocks, cfg.checkpointBytes, cfg.mapBytes, cfg.regions = 4096, 1<<40, 1<<24, 64
 	cfg.arenaPages, cfg.records = 256, 256
 	w := startWorld(b, cfg)
 	for i := range 16 << 10 {

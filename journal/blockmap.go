@@ -1,85 +1,31 @@
 package journal
 
-import "math/bits"
-
-// Content is what the map says of a block.
-type Content uint8
-
-// The contents of a block.
-const (
-	Hole Content = iota // never written, or trimmed: reads as zeros
-	Data                // in the log, at a place
-	Zero                // reads as zeros, and stays allocated
-)
-
-// Entry is the map's entry of one block: what it holds and, for Data, where in
-// the slot's log and with which CRC32C. A place names the segment's life, so
-// that it never means what a recycled segment holds later.
-type Entry struct {
-	Segment uint32
-	Life    uint32
-	CRC     uint32
-	Block   uint16 // offset in the segment, in blocks
-	Content Content
-}
-
-// samePlace tells whether two entries name the same bytes on disk.
-func (e Entry) samePlace(o Entry) bool {
-	return e.Content == o.Content && e.Segment == o.Segment && e.Life == o.Life && e.Block == o.Block
-}
-
-// sameContent tells whether two lanes' entries say that a block holds the same.
-func (e Entry) sameContent(o Entry) bool {
-	return e.Content == o.Content && (e.Content != Data || e.CRC == o.CRC)
-}
-
-// entrySet is a set of a page's entries.
-type entrySet [RegionBlocks / 64]uint64
-
-func (s *entrySet) add(i int)      { s[i/64] |= 1 << (i % 64) }
-func (s *entrySet) has(i int) bool { return s[i/64]&(1<<(i%64)) != 0 }
-
-// covers is has, of a set that holds every entry when it is nil.
-func (s *entrySet) covers(i int) bool { return s == nil || s.has(i) }
-
-func (s *entrySet) len() (n int) {
-	for _, word := range s {
-		n += bits.OnesCount64(word)
-	}
-	return n
-}
-
 // page is the map of one region. Until it is loaded it is an overlay: known
 // has a bit for each entry that was set since, the others are in the store.
 type page struct {
-	region  Region
-	stamp   Stamp // of the region's last change; kept when the page is empty
-	entries [RegionBlocks]Entry
-	known   entrySet
+	region Region
+	stamp  Stamp // of the region's last change; kept when the page is empty
+	entryTable
+	known entrySet
 
 	// changed are the entries that differ from the page in the store, if based:
 	// a delta beside it says what they are. See page.go.
 	changed entrySet
 	based   bool
 
-	loaded     bool // every entry is known
-	loading    bool // asked for
-	dirty      bool // changed since the last freeze; on the dirty list
-	frozen     bool // belongs to the checkpoint under way, not yet encoded
-	committing bool // encoded, the commit not yet confirmed: must not be evicted
-	referenced bool // looked up since the eviction's hand passed
+	loaded     bool   // every entry is known
+	loading    bool   // asked for
+	referenced bool   // looked up since the eviction's hand passed
+	stored     uint64 // number of the last checkpoint that it was encoded for
 
 	// shadow is the frozen state of a page that changed again before it was
 	// loaded, and so could not be encoded first. It is on the frozen list in
 	// the page's stead, and completed by the same load.
 	shadow *page
 
-	older, newer *page // in the list it is on: clean, dirty or frozen
+	older, newer *page // in the list it is on
 	onList       *pageList
-}
-
-func (p *page) evictable() bool {
-	return p.loaded && !p.dirty && !p.frozen && !p.committing && !p.loading
+	bytes        int // as the list counts it
 }
 
 func (p *page) isKnown(i int) bool { return p.loaded || p.known.has(i) }
@@ -88,6 +34,7 @@ func (p *page) isKnown(i int) bool { return p.loaded || p.known.has(i) }
 type pageList struct {
 	oldest, newest *page
 	len            int
+	bytes          int // of memory
 }
 
 func (l *pageList) push(p *page) {
@@ -99,6 +46,7 @@ func (l *pageList) push(p *page) {
 	}
 	l.newest = p
 	l.len++
+	l.bytes += p.bytes
 }
 
 func (l *pageList) remove(p *page) {
@@ -114,19 +62,35 @@ func (l *pageList) remove(p *page) {
 	}
 	p.onList, p.older, p.newer = nil, nil, nil
 	l.len--
+	l.bytes -= p.bytes
 }
+
+// What pages take, in bytes.
+const (
+	// pageOverhead is what one takes beside its entries: itself, and its place in
+	// the table of resident pages.
+	pageOverhead = 240
+	// pairOverhead is what a dirty one is going to take in a checkpoint.
+	pairOverhead = 200
+)
+
+// leastPages stay in memory whatever the budget is: with fewer, those that wait
+// for a page might take it from each other for ever.
+const leastPages = 16
 
 // blockMap is a lane's map of its blocks: pages by region, loaded on demand
 // and evicted within a budget. Owner: the shard.
 type blockMap struct {
 	pages  map[Region]*page // resident ones; never ranged over
-	clean  pageList         // candidates for eviction
-	dirty  pageList         // changed since the last checkpoint began
-	frozen pageList         // of the checkpoint under way, not yet encoded
+	clean  pageList         // candidates for eviction, unless they are being committed
+	dirty  *pageList        // changed since the last checkpoint began
+	frozen *pageList        // of the checkpoint under way, not yet encoded
 	wanted []Region         // to be loaded; drained by the lane
 	stored RegionSet        // regions that have a page in the store
-	spare  *page            // evicted pages for reuse, linked through newer
-	budget int              // resident pages
+	budget int              // bytes that resident pages may take
+
+	begun     uint64 // checkpoints
+	confirmed uint64 // the last of them whose commit succeeded
 
 	segments *segmentTable
 	// encodeNow is called with a frozen page that is about to change.
@@ -136,8 +100,10 @@ type blockMap struct {
 func newBlockMap(budget int, segments *segmentTable) *blockMap {
 	return &blockMap{
 		pages:    make(map[Region]*page),
+		dirty:    new(pageList),
+		frozen:   new(pageList),
 		stored:   make(RegionSet),
-		budget:   max(budget, 16),
+		budget:   budget,
 		segments: segments,
 	}
 }
@@ -149,18 +115,27 @@ func (m *blockMap) resident(r Region) *page {
 		p.referenced = true
 		return p
 	}
-	p := m.spare
-	if p != nil {
-		m.spare = p.newer
-		*p = page{}
-	} else {
-		p = new(page)
-	}
-	p.region, p.loaded = r, !m.stored.Has(r)
+	p := &page{region: r, loaded: !m.stored.Has(r), bytes: pageOverhead}
 	m.pages[r] = p
 	m.clean.push(p)
 	m.evict(p)
 	return p
+}
+
+// count takes note of what the page takes now.
+func (m *blockMap) count(p *page) (grown bool) {
+	more := pageOverhead + cap(p.packed)*entryBytes - p.bytes
+	p.bytes += more
+	p.onList.bytes += more
+	return more > 0
+}
+
+// bytes is what the pages take, but for shadows that are being committed.
+func (m *blockMap) bytes() int { return m.clean.bytes + m.dirty.bytes + m.frozen.bytes }
+
+// crowded tells whether so many pages are dirty that a checkpoint is due.
+func (m *blockMap) crowded() bool {
+	return m.dirty.len >= leastPages/2 && m.dirty.bytes+m.dirty.len*pairOverhead >= m.budget/2
 }
 
 // evict drops clean pages until the budget holds, giving those that were used
@@ -168,17 +143,21 @@ func (m *blockMap) resident(r Region) *page {
 // that a step stays short. The page keep is about to be used and stays, even
 // when nothing else can go.
 func (m *blockMap) evict(keep *page) {
-	for looks := 0; len(m.pages) > m.budget && looks < 8 && m.clean.len > 1; looks++ {
+	for looks := 0; m.bytes() > m.budget && len(m.pages) > leastPages && looks < 8 && m.clean.len > 1; looks++ {
 		p := m.clean.oldest
 		m.clean.remove(p)
-		if p == keep || p.referenced || !p.evictable() {
+		if p == keep || p.referenced || !m.evictable(p) {
 			p.referenced = false
 			m.clean.push(p)
 			continue
 		}
 		delete(m.pages, p.region)
-		p.newer, m.spare = m.spare, p
 	}
+}
+
+// evictable tells whether the store has what a clean page says.
+func (m *blockMap) evictable(p *page) bool {
+	return p.loaded && !p.loading && p.stored <= m.confirmed
 }
 
 // lookup returns the block's entry. When it is not known yet, the page is
@@ -186,7 +165,7 @@ func (m *blockMap) evict(keep *page) {
 func (m *blockMap) lookup(lba LBA) (e Entry, known bool) {
 	p := m.resident(lba.Region())
 	if p.isKnown(lba.Index()) {
-		return p.entries[lba.Index()], true
+		return p.at(lba.Index()), true
 	}
 	m.want(p)
 	return Entry{}, false
@@ -203,7 +182,7 @@ func (m *blockMap) want(p *page) {
 func (m *blockMap) touch(r Region, stamp Stamp) *page {
 	p := m.resident(r)
 	m.want(p) // also to learn what is overwritten, for the live counts
-	if p.frozen {
+	if p.onList == m.frozen {
 		m.preserve(p)
 	}
 	if p.stamp.Less(stamp) {
@@ -214,8 +193,7 @@ func (m *blockMap) touch(r Region, stamp Stamp) *page {
 }
 
 func (m *blockMap) markDirty(p *page) {
-	if !p.dirty {
-		p.dirty = true
+	if p.onList != m.dirty {
 		p.onList.remove(p)
 		m.dirty.push(p)
 	}
@@ -228,24 +206,26 @@ func (m *blockMap) preserve(p *page) {
 		return
 	}
 	m.frozen.remove(p)
-	shadow := &page{region: p.region, stamp: p.stamp, entries: p.entries, known: p.known, changed: p.changed, frozen: true}
-	m.frozen.push(shadow)
-	p.frozen, p.shadow = false, shadow
+	p.shadow = &page{region: p.region, stamp: p.stamp, entryTable: p.clone(), known: p.known, changed: p.changed, bytes: p.bytes}
+	m.frozen.push(p.shadow)
 	m.clean.push(p)
 }
 
 // set replaces one entry of a touched page and keeps the live counts.
 func (m *blockMap) set(p *page, index int, e Entry) {
-	old := p.entries[index]
+	old := p.at(index)
 	if p.isKnown(index) && old.Content == Data {
 		m.segments.addLive(old, -1)
 	}
 	if e.Content == Data {
 		m.segments.addLive(e, +1)
 	}
-	p.entries[index] = e
+	p.put(index, e)
 	p.known.add(index)
 	p.changed.add(index)
+	if m.count(p) {
+		m.evict(p)
+	}
 }
 
 // fill sets count entries from index on to one content without a place.
@@ -266,28 +246,28 @@ func (m *blockMap) install(r Region, encoded storedPage) error {
 		p.loading = false
 		return err
 	}
-	for i := range p.entries {
-		switch {
-		case !p.isKnown(i):
-			p.entries[i] = stored.entries[i]
-		case stored.entries[i].Content == Data:
-			m.segments.overwritten(stored.entries[i], p.frozen || p.shadow != nil && p.shadow.isKnown(i))
+	frozen := p.onList == m.frozen
+	for i := p.known.next(0); i < RegionBlocks; i = p.known.next(i + 1) {
+		if e := stored.at(i); e.Content == Data {
+			m.segments.overwritten(e, frozen || p.shadow != nil && p.shadow.isKnown(i))
 		}
 	}
-	p.complete(&stored)
 	if p.shadow != nil {
-		for i := range p.shadow.entries {
-			if !p.shadow.isKnown(i) {
-				p.shadow.entries[i] = stored.entries[i]
-			}
-		}
-		p.shadow.complete(&stored)
+		p.shadow.complete(&stored, stored.clone())
+		m.count(p.shadow)
 		p.shadow = nil
 	}
+	p.complete(&stored, stored.entryTable)
+	m.count(p)
 	return nil
 }
 
-func (p *page) complete(stored *page) {
+// complete puts what is known over what the store holds, whose entries it takes.
+func (p *page) complete(stored *page, entries entryTable) {
+	for i := p.known.next(0); i < RegionBlocks; i = p.known.next(i + 1) {
+		entries.put(i, p.at(i))
+	}
+	p.entryTable = entries
 	if p.stamp.Less(stored.stamp) {
 		p.stamp = stored.stamp
 	}
@@ -298,13 +278,10 @@ func (p *page) complete(stored *page) {
 	p.loaded, p.loading = true, false
 }
 
-// freeze moves the dirty pages to the checkpoint that begins.
+// freeze moves the dirty pages to the checkpoint that begins; none is frozen.
 func (m *blockMap) freeze() {
-	for p := m.dirty.oldest; p != nil; p = m.dirty.oldest {
-		m.dirty.remove(p)
-		p.dirty, p.frozen = false, true
-		m.frozen.push(p)
-	}
+	m.begun++
+	m.dirty, m.frozen = m.frozen, m.dirty
 }
 
 // unfreeze gives the frozen pages back to the dirty list, for the checkpoint
@@ -312,32 +289,32 @@ func (m *blockMap) freeze() {
 func (m *blockMap) unfreeze() {
 	for p := m.frozen.oldest; p != nil; p = m.frozen.oldest {
 		m.frozen.remove(p)
-		p.frozen = false
 		if q := m.pages[p.region]; q != p { // a shadow: its page is dirty
 			q.shadow = nil
 			continue
 		}
-		p.dirty = true
 		m.dirty.push(p)
 	}
 }
 
-// thaw takes an encoded page off the frozen list; it stays resident until
-// committed is called.
+// thaw takes an encoded page off the frozen list; it stays resident until the
+// commit is confirmed.
 func (m *blockMap) thaw(p *page) {
 	m.frozen.remove(p)
-	p.frozen, p.committing = false, true
+	p.stored = m.begun
 	if m.pages[p.region] == p { // not a shadow
 		m.clean.push(p)
 	}
 }
 
-// committed releases a page after its commit; failed makes it dirty again, and
-// stored as a whole: nobody knows what is in the store. A shadow's page is dirty
-// already, for it changed after the freeze, and knows all that did before.
-func (m *blockMap) committed(p *page, failed bool) {
-	p.committing = false
-	if failed && m.pages[p.region] == p {
+// confirm releases the pages of a checkpoint that is durable.
+func (m *blockMap) confirm() { m.confirmed = m.begun }
+
+// retract makes a page dirty again whose commit failed, to be stored as a whole:
+// nobody knows what is in the store. A shadow's page is dirty already, for it
+// changed after the freeze, and knows all that did before.
+func (m *blockMap) retract(p *page) {
+	if m.pages[p.region] == p {
 		p.based = false
 		m.markDirty(p)
 	}

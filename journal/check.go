@@ -182,14 +182,14 @@ func (c *Check) overlay(p, replayed *page) {
 	if replayed == nil {
 		return
 	}
-	for i := range p.entries {
+	for i := range RegionBlocks {
 		if !replayed.isKnown(i) {
 			continue
 		}
-		if e := p.entries[i]; e.Content == Data && !replayed.loaded {
+		if e := p.at(i); e.Content == Data && !replayed.loaded {
 			c.hidden[e.Segment]++
 		}
-		p.entries[i] = replayed.entries[i]
+		p.put(i, replayed.at(i))
 	}
 }
 
@@ -197,8 +197,8 @@ func (c *Check) overlay(p, replayed *page) {
 func (c *Check) page(g Region, p *page) {
 	digest, held := crc32.New(castagnoli), false
 	var sum uint64
-	for i := range p.entries {
-		e := p.entries[i]
+	entries := p.all()
+	for _, e := range entries {
 		held = held || e.Content != Hole
 		_, _ = digest.Write(binary.LittleEndian.AppendUint32([]byte{byte(e.Content)}, e.CRC))
 		sum = sum*31 + uint64(e.CRC) + uint64(e.Content)
@@ -208,13 +208,13 @@ func (c *Check) page(g Region, p *page) {
 	}
 	for i := 0; i < RegionBlocks; {
 		n := 1
-		if p.entries[i].Content == Data && c.place(g.First()+LBA(i), p.entries[i]) {
-			for ; i+n < RegionBlocks && follows(p.entries[i+n-1], p.entries[i+n]); n++ {
-				if !c.place(g.First()+LBA(i+n), p.entries[i+n]) {
+		if entries[i].Content == Data && c.place(g.First()+LBA(i), entries[i]) {
+			for ; i+n < RegionBlocks && follows(entries[i+n-1], entries[i+n]); n++ {
+				if !c.place(g.First()+LBA(i+n), entries[i+n]) {
 					break
 				}
 			}
-			c.data(g.First()+LBA(i), p.entries[i:i+n])
+			c.data(g.First()+LBA(i), entries[i:i+n])
 		}
 		i += n
 	}

@@ -59,7 +59,7 @@ type checkpoint struct {
 
 // wanted tells whether a checkpoint is under way or due.
 func (c *checkpoint) wanted(l *Lane) bool {
-	return c.active || c.requested || c.incomplete && !l.incomplete || c.since >= l.cfg.CheckpointBytes || l.blocks.dirty.len >= l.blocks.budget/2 ||
+	return c.active || c.requested || c.incomplete && !l.incomplete || c.since >= l.cfg.CheckpointBytes || l.blocks.crowded() ||
 		l.segments.empty() >= max(emptySegments, len(l.segments.order)/44) || l.segments.empty() > 0 && l.cleaner.pressure >= FullPressure
 }
 
@@ -125,14 +125,14 @@ func (l *Lane) isUntouched() bool {
 
 // Encoding tells whether another Pump would move a checkpoint on at once.
 func (l *Lane) Encoding() bool {
-	f := &l.blocks.frozen
+	f := l.blocks.frozen
 	return l.fault == nil && !l.failing && l.ckpt.active && !l.ckpt.op.busy && f.oldest != nil && f.oldest.loaded
 }
 
 func (l *Lane) beginCheckpoint() {
 	c := &l.ckpt
 	c.active, c.requested, c.since, c.lsn = true, false, 0, l.written
-	c.pages, c.op.Pairs = c.pages[:0], c.op.Pairs[:0]
+	c.pages, c.op.Pairs = nil, nil
 	c.storing = l.incomplete
 	l.Want(c.lsn)
 	l.blocks.freeze()
@@ -208,11 +208,8 @@ func (l *Lane) committed(now time.Duration) {
 		return
 	}
 	c.active, c.failures, c.completed, c.incomplete = false, 0, c.lsn, c.storing
-	for i, p := range c.pages {
-		l.blocks.committed(p, false)
-		c.pages[i] = nil
-	}
-	clear(c.op.Pairs)
+	l.blocks.confirm()
+	c.pages, c.op.Pairs = nil, nil // they may be large
 	c.chunks = c.chunks[:0]
 	for _, s := range l.segments.order {
 		s.dead = s.dead || s.doomed
@@ -232,10 +229,10 @@ func (l *Lane) recycle() {
 func (l *Lane) abortCheckpoint() {
 	c := &l.ckpt
 	c.active, c.requested = false, true
-	for i, p := range c.pages {
-		l.blocks.committed(p, true)
-		c.pages[i] = nil
+	for _, p := range c.pages {
+		l.blocks.retract(p)
 	}
+	c.pages = nil
 	l.blocks.unfreeze()
 	for _, s := range l.segments.order {
 		s.dirty, s.storing = true, false

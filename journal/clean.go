@@ -394,10 +394,11 @@ func (l *Lane) sweep() {
 // collect adds the blocks of a region unless they lie together already.
 func (l *Lane) collect(p *page) {
 	runs, blocks := 0, 0
-	for i := range p.entries {
-		if e := p.entries[i]; e.Content == Data {
+	entries := p.all()
+	for i, e := range entries {
+		if e.Content == Data {
 			blocks++
-			if i == 0 || !follows(p.entries[i-1], e) {
+			if i == 0 || !follows(entries[i-1], e) {
 				runs++
 			}
 		}
@@ -405,7 +406,7 @@ func (l *Lane) collect(p *page) {
 	if runs <= 2+blocks/64 {
 		return
 	}
-	for i, e := range p.entries {
+	for i, e := range entries {
 		if e.Content != Data {
 			continue
 		}

@@ -92,18 +92,19 @@ func (c *Copier) Copy(g Region, from *Recovery, doubt Doubt) error {
 	if source.stamp == target.stamp && doubt == Behind {
 		return nil
 	}
+	theirs, ours := source.all(), target.all()
 	b := c.To.Lane.blocks
 	p := b.touch(g, target.stamp)
 	for i := 0; i < RegionBlocks; {
 		n := 1
-		switch e := source.entries[i]; {
+		switch e := theirs[i]; {
 		case e.Content != Data:
 			b.fill(p, i, 1, e.Content)
-		case force || !e.sameContent(target.entries[i]):
-			for i+n < RegionBlocks && n < 64 && source.entries[i+n].Content == Data && (force || !source.entries[i+n].sameContent(target.entries[i+n])) {
+		case force || !e.sameContent(ours[i]):
+			for i+n < RegionBlocks && n < 64 && theirs[i+n].Content == Data && (force || !theirs[i+n].sameContent(ours[i+n])) {
 				n++
 			}
-			if err := c.copyRun(g, i, source.entries[i:i+n], from, p); err != nil {
+			if err := c.copyRun(g, i, theirs[i:i+n], from, p); err != nil {
 				return err
 			}
 		}
@@ -156,7 +157,7 @@ func (c *Copier) readPeers(g Region, index int, e Entry, block []byte) bool {
 			continue
 		}
 		p, err := peer.page(g)
-		if err == nil && p.entries[index].sameContent(e) && peer.readBlock(p.entries[index], block) == nil {
+		if err == nil && p.at(index).sameContent(e) && peer.readBlock(p.at(index), block) == nil {
 			return true
 		}
 	}
@@ -316,9 +317,7 @@ func (c *Copier) commit(record laneRecord) error {
 	if err := c.Commit(l.ckpt.op.Pairs); err != nil {
 		return fmt.Errorf("commit a copied lane: %w", err)
 	}
-	for _, p := range l.ckpt.pages {
-		l.blocks.committed(p, false)
-	}
+	l.blocks.confirm()
 	l.ckpt.pages, l.ckpt.chunks = l.ckpt.pages[:0], l.ckpt.chunks[:0]
 	c.To.Incomplete, c.To.Fed, c.To.Damage, c.To.stopped = record.incomplete, record.fed, nil, nil
 	return nil

@@ -202,7 +202,7 @@ func TestCopyWithoutData(t *testing.T) {
 	for block := int64(1); block < 12; block++ {
 		t.Run(fmt.Sprint("rot at block ", block), func(t *testing.T) {
 			cfg := smallWorld(7, 3)
-			cfg.checkpointBytes, cfg.pageBudget, cfg.rare = 1<<40, 100, true
+			cfg.checkpointBytes, cfg.mapBytes, cfg.rare = 1<<40, 1<<20, true
 			w := startWorld(t, cfg)
 			w.add(KindWrite, 0, 2)
 			w.settle()

@@ -65,11 +65,12 @@ func goldenSuperblock() (*Superblock, []byte) {
 func goldenPage() (*page, []byte) {
 	p := &page{region: 0x0405, stamp: Stamp{3, 0x1111}}
 	for i := range 3 {
-		p.entries[i] = Entry{Segment: 7, Life: 8, Block: uint16(20 + i), Content: Data, CRC: 0xc0ffee00 + uint32(i)}
+		p.put(i, Entry{Segment: 7, Life: 8, Block: uint16(20 + i), Content: Data, CRC: 0xc0ffee00 + uint32(i)})
 	}
-	p.entries[3] = Entry{Segment: 7, Life: 9, Block: 23, Content: Data, CRC: 0xc0ffee03}
-	p.entries[4], p.entries[5] = Entry{Content: Zero}, Entry{Content: Zero}
-	p.entries[255] = Entry{Segment: 1, Life: 2, Block: 0xffff, Content: Data, CRC: 5}
+	p.put(3, Entry{Segment: 7, Life: 9, Block: 23, Content: Data, CRC: 0xc0ffee03})
+	p.put(4, Entry{Content: Zero})
+	p.put(5, Entry{Content: Zero})
+	p.put(255, Entry{Segment: 1, Life: 2, Block: 0xffff, Content: Data, CRC: 5})
 	return p, p.encode(nil, nil)
 }
 
@@ -77,9 +78,9 @@ func goldenPage() (*page, []byte) {
 func goldenDelta() (changed entrySet, p *page, encoded []byte) {
 	p, _ = goldenPage()
 	p.stamp = Stamp{3, 0x1112}
-	p.entries[1] = Entry{Segment: 9, Life: 10, Block: 77, Content: Data, CRC: 0xc0ffee10}
-	p.entries[2] = Entry{Content: Hole}
-	p.entries[254] = Entry{Content: Zero}
+	p.put(1, Entry{Segment: 9, Life: 10, Block: 77, Content: Data, CRC: 0xc0ffee10})
+	p.put(2, Entry{Content: Hole})
+	p.put(254, Entry{Content: Zero})
 	for _, i := range []int{1, 2, 254} {
 		changed.add(i)
 	}
@@ -128,11 +129,11 @@ func TestGolden(t *testing.T) {
 		t.Errorf("superblock decodes to %+v, %v", gotS, err)
 	}
 	var gotP page
-	if err := decodePage(pageBytes, p.region, &gotP, nil); err != nil || gotP.entries != p.entries || gotP.stamp != p.stamp {
+	if err := decodePage(pageBytes, p.region, &gotP, nil); err != nil || gotP.all() != p.all() || gotP.stamp != p.stamp {
 		t.Errorf("page decodes to %+v, %v", gotP, err)
 	}
 	gotP = page{}
-	if err := (storedPage{pageBytes, deltaBytes}).decode(p.region, &gotP); err != nil || gotP.entries != patched.entries || gotP.stamp != patched.stamp || gotP.changed != changed {
+	if err := (storedPage{pageBytes, deltaBytes}).decode(p.region, &gotP); err != nil || gotP.all() != patched.all() || gotP.stamp != patched.stamp || gotP.changed != changed {
 		t.Errorf("page and delta decode to %+v, %v", gotP, err)
 	}
 	g.dirty = false

@@ -129,7 +129,7 @@ func TestPlaceNamesLife(t *testing.T) {
 	if a.samePlace(b) {
 		t.Error("the same block in two lives is the same place")
 	}
-	l := newLane(Config{PageBudget: 16})
+	l := newLane(Config{})
 	l.segments = table
 	if l.Pin(a) || !l.Pin(b) {
 		t.Error("a life that has ended is pinned, or the present one is not")
@@ -157,7 +157,9 @@ func TestHeaderLost(t *testing.T) {
 // waiting for the store (18): nothing but the executor's answer is needed for a
 // record to be durable, and a lookup of it is known at once.
 func TestStepNeverLoads(t *testing.T) {
-	w := startWorld(t, smallWorld(1, 1))
+	cfg := smallWorld(1, 1)
+	cfg.mapBytes = 0 // the least
+	w := startWorld(t, cfg)
 	for g := range Region(w.cfg.regions) {
 		w.add(KindWrite, g.First()+1, 2)
 		w.settle()

@@ -50,8 +50,8 @@ type Config struct {
 	SegmentBlocks uint32
 	// CheckpointBytes is the length of log after which the map is stored.
 	CheckpointBytes int64
-	// PageBudget is the number of map pages that may stay in memory.
-	PageBudget int
+	// MapBytes is what the map's pages may take in memory.
+	MapBytes int
 	// Policy decides what is cleaned; nil: nothing is.
 	Policy Policy
 	// ShareBlocks is the lane's part of the volume, and Regions are all of it.
@@ -114,7 +114,7 @@ type Lane struct {
 // newLane makes a lane with an empty map and log.
 func newLane(cfg Config) *Lane {
 	l := &Lane{cfg: cfg, syncAverage: 2 * smallSync, segments: newSegmentTable()}
-	l.blocks = newBlockMap(cfg.PageBudget, l.segments)
+	l.blocks = newBlockMap(cfg.MapBytes, l.segments)
 	l.blocks.encodeNow = l.encodePage
 	l.preparing.Lane, l.loading.Lane, l.ckpt.op.Lane = cfg.ID, cfg.ID, cfg.ID
 	return l
@@ -334,7 +334,7 @@ func (l *Lane) load(now time.Duration) {
 	op := &l.loading
 	n := min(len(b.wanted), loadBatch)
 	op.regions = append(op.regions[:0], b.wanted[:n]...)
-	b.wanted = append(b.wanted[:0], b.wanted[n:]...)
+	b.wanted = b.wanted[n:]
 	op.Keys, op.Values = op.Keys[:0], nil
 	for _, r := range op.regions {
 		op.Keys = storedPageKeys(op.Keys, l.cfg.ID.Shard, r)

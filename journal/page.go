@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"slices"
 )
 
 // A page is stored as a whole, and what changed since in a delta beside it, which
@@ -88,6 +89,10 @@ func (p *page) store(pairs []Pair, shard uint16, first bool) []Pair {
 // encode appends the page's stored form to b: of those entries alone, as a delta,
 // unless only is nil.
 func (p *page) encode(b []byte, only *entrySet) []byte {
+	if only == nil {
+		only = &p.held
+	}
+	b = slices.Grow(b, pageFixed+placeFixed+only.len()*(runDataFixed+4)+4)
 	start := len(b)
 	le := binary.LittleEndian
 	b = le.AppendUint64(b, uint64(p.region))
@@ -97,19 +102,16 @@ func (p *page) encode(b []byte, only *entrySet) []byte {
 	b = append(b, 0, 0, 0, 0)
 	var numbers [RegionBlocks]uint8
 	b = p.encodePlaces(b, &numbers, only)
-	for i := 0; i < RegionBlocks; {
-		n := p.run(i, only)
-		if e := p.entries[i]; only.covers(i) && (only != nil || e.Content != Hole) {
-			b = append(b, byte(i), byte(n-1), byte(e.Content), numbers[i])
-			if e.Content == Data {
-				b = le.AppendUint16(b, e.Block)
-				for j := i; j < i+n; j++ {
-					b = le.AppendUint32(b, p.entries[j].CRC)
-				}
+	for i := only.next(0); i < RegionBlocks; runs++ {
+		e, n := p.at(i), p.run(i, only)
+		b = append(b, byte(i), byte(n-1), byte(e.Content), numbers[i])
+		if e.Content == Data {
+			b = le.AppendUint16(b, e.Block)
+			for j := range n {
+				b = le.AppendUint32(b, p.at(i+j).CRC)
 			}
-			runs++
 		}
-		i += n
+		i = only.next(i + n)
 	}
 	le.PutUint16(b[countAt:], uint16(runs))
 	return le.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
@@ -121,17 +123,16 @@ func (p *page) encodePlaces(b []byte, numbers *[RegionBlocks]uint8, only *entryS
 	le := binary.LittleEndian
 	start := len(b)
 	var seen [2 * RegionBlocks]uint16 // a hash table: number plus one
-	last := -1
-	for i := range p.entries {
-		e := &p.entries[i]
-		if e.Content != Data || !only.covers(i) {
+	last, number := Entry{}, uint8(0)
+	for i := only.next(0); i < RegionBlocks; i = only.next(i + 1) {
+		e := p.at(i)
+		if e.Content != Data {
 			continue
 		}
-		if last >= 0 && p.entries[last].Segment == e.Segment && p.entries[last].Life == e.Life {
-			numbers[i], last = numbers[last], i
+		if last.Content == Data && last.Segment == e.Segment && last.Life == e.Life {
+			numbers[i] = number
 			continue
 		}
-		last = i
 		for slot := e.Segment; ; slot++ {
 			n := &seen[slot%uint32(len(seen))]
 			if *n == 0 {
@@ -141,22 +142,22 @@ func (p *page) encodePlaces(b []byte, numbers *[RegionBlocks]uint8, only *entryS
 			}
 			at := start + int(*n-1)*placeFixed
 			if le.Uint32(b[at:]) == e.Segment && le.Uint32(b[at+4:]) == e.Life {
-				numbers[i] = uint8(*n - 1)
+				last, number = e, uint8(*n-1)
 				break
 			}
 		}
+		numbers[i] = number
 	}
 	le.PutUint16(b[start-2:], uint16((len(b)-start)/placeFixed))
 	return b
 }
 
-// run returns how many entries from i on continue the first one, and are in or
-// out of the set like it.
+// run returns how many entries of the set continue the first one, which is at i.
 func (p *page) run(i int, only *entrySet) int {
-	first, n := p.entries[i], 1
-	for ; i+n < RegionBlocks; n++ {
-		e := p.entries[i+n]
-		if e.Content != first.Content || only.covers(i+n) != only.covers(i) {
+	first, n := p.at(i), 1
+	for ; i+n < RegionBlocks && only.has(i+n); n++ {
+		e := p.at(i + n)
+		if e.Content != first.Content {
 			break
 		}
 		if first.Content == Data && (e.Segment != first.Segment || e.Life != first.Life || e.Block != first.Block+uint16(n)) {
@@ -204,7 +205,7 @@ func (p *page) decodeRuns(places, b []byte, runs int, delta *entrySet) error {
 		}
 		if content != Data {
 			for i := first; i < first+n; i++ {
-				p.entries[i] = Entry{Content: content}
+				p.put(i, Entry{Content: content})
 			}
 			b = b[runFixed:]
 			continue
@@ -219,7 +220,7 @@ func (p *page) decodeRuns(places, b []byte, runs int, delta *entrySet) error {
 		e := Entry{Segment: le.Uint32(places[place:]), Life: le.Uint32(places[place+4:]), Block: le.Uint16(b[4:]), Content: Data}
 		for i := range n {
 			e.CRC = le.Uint32(b[runDataFixed+4*i:])
-			p.entries[first+i] = e
+			p.put(first+i, e)
 			e.Block++
 		}
 		b = b[runDataFixed+4*n:]

@@ -45,7 +45,7 @@ func TestDeltas(t *testing.T) {
 		table.add(&segmentInfo{index: 1, life: 1, live: 1 << 20})
 		var pairs []Pair
 		var encoded []*page
-		m := newBlockMap(16, table)
+		m := newBlockMap(1<<20, table)
 		m.encodeNow = func(p *page) {
 			pairs, encoded = p.store(pairs, 0, !m.stored.Has(p.region)), append(encoded, p)
 			m.thaw(p)
@@ -72,7 +72,7 @@ func TestDeltas(t *testing.T) {
 		}
 		for range 60 {
 			change([]int{4, 20, 200}[rng.IntN(3)])
-			if r := Region(rng.IntN(regions)); rng.IntN(3) == 0 && m.pages[r] != nil && m.pages[r].evictable() {
+			if r := Region(rng.IntN(regions)); rng.IntN(3) == 0 && m.pages[r] != nil && m.pages[r].onList == &m.clean && m.evictable(m.pages[r]) {
 				m.clean.remove(m.pages[r])
 				delete(m.pages, r)
 			}
@@ -95,15 +95,45 @@ func TestDeltas(t *testing.T) {
 			if !failed || rng.IntN(2) == 0 {
 				store.apply(pairs)
 			}
+			if !failed {
+				m.confirm()
+			}
 			for _, p := range encoded {
-				m.committed(p, failed)
+				if failed {
+					m.retract(p)
+				}
 			}
 			for r := range Region(regions) {
-				if p := store.page(t, r); !failed && p.entries != begun[r] {
+				if p := store.page(t, r); !failed && p.all() != begun[r] {
 					t.Fatalf("seed %d: region %d is not what it was when the checkpoint began", seed, r)
 				}
 			}
 			m.wanted = nil
+		}
+	}
+}
+
+// TestEntryTable puts entries at random, holes among them, and compares with an
+// array; what a table takes follows what it holds.
+func TestEntryTable(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 7))
+	var table entryTable
+	var model [RegionBlocks]Entry
+	for n := range 20_000 {
+		i, e := rng.IntN(RegionBlocks), Entry{Content: Content(rng.IntN(3))}
+		if e.Content == Data {
+			e = Entry{Segment: rng.Uint32(), Life: 1, CRC: rng.Uint32(), Block: uint16(n), Content: Data}
+		}
+		if n/5000%2 == 1 {
+			e = Entry{} // now they become fewer
+		}
+		table.put(i, e)
+		model[i] = e
+		if at := rng.IntN(RegionBlocks); table.at(at) != model[at] {
+			t.Fatalf("entry %d is %+v, expected %+v", at, table.at(at), model[at])
+		}
+		if n%100 == 0 && (table.all() != model || len(table.packed) != table.held.len()) {
+			t.Fatalf("after %d: %d packed entries of %d", n, len(table.packed), table.held.len())
 		}
 	}
 }

@@ -157,7 +157,7 @@ func TestRewriteTwice(t *testing.T) {
 func TestRewrittenHeaderRots(t *testing.T) {
 	for seed := range uint64(6) {
 		cfg := smallWorld(seed, 1)
-		cfg.checkpointBytes, cfg.pageBudget, cfg.rare, cfg.still = 1<<40, 100, true, true
+		cfg.checkpointBytes, cfg.mapBytes, cfg.rare, cfg.still = 1<<40, 1<<20, true, true
 		w := startWorld(t, cfg)
 		l := looseEnd(w, 4)
 		all := w.recoverAll()

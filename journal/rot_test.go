@@ -15,7 +15,7 @@ import (
 func TestRot(t *testing.T) {
 	for seed := range seeds(4) {
 		cfg := smallWorld(seed, 3-2*int(seed%2)) // with peers, and alone
-		cfg.checkpointBytes, cfg.pageBudget, cfg.rare, cfg.still = 1<<40, 100, true, true
+		cfg.checkpointBytes, cfg.mapBytes, cfg.rare, cfg.still = 1<<40, 1<<20, true, true
 		w := startWorld(t, cfg)
 		for range 260 {
 			w.step()

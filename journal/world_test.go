@@ -50,7 +50,7 @@ type worldConfig struct {
 	lanes           int
 	segmentBlocks   uint32
 	checkpointBytes int64
-	pageBudget      int
+	mapBytes        int
 	regions         int // of the address space
 	maxCount        int // blocks of a record
 	arenaPages      int
@@ -62,7 +62,7 @@ type worldConfig struct {
 
 func smallWorld(seed uint64, lanes int) worldConfig {
 	return worldConfig{
-		seed: seed, lanes: lanes, segmentBlocks: 24, checkpointBytes: 60 * BlockSize, pageBudget: 16,
+		seed: seed, lanes: lanes, segmentBlocks: 24, checkpointBytes: 60 * BlockSize, mapBytes: 4 << 10,
 		regions: 40, maxCount: 6, arenaPages: 96, records: 64,
 	}
 }
@@ -122,7 +122,7 @@ func (w *world) log(format string, args ...any) {
 func (w *world) laneConfig(l *testLane) Config {
 	cfg := Config{
 		ID: l.id, Volume: testVolume, SegmentBlocks: w.cfg.segmentBlocks,
-		CheckpointBytes: w.cfg.checkpointBytes, PageBudget: w.cfg.pageBudget,
+		CheckpointBytes: w.cfg.checkpointBytes, MapBytes: w.cfg.mapBytes,
 		Regions: uint64(w.cfg.regions),
 	}
 	if !w.cfg.still {
@@ -318,7 +318,7 @@ func recovered(r *Recovery) entries {
 		if err != nil {
 			return [RegionBlocks]Entry{}, err
 		}
-		return p.entries, nil
+		return p.all(), nil
 	}
 }
 

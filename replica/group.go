@@ -11,9 +11,9 @@ import (
 
 // Options are how a group of slots is opened.
 type Options struct {
-	// CheckpointBytes and PageBudget are those of each lane.
+	// CheckpointBytes and MapBytes are those of each lane.
 	CheckpointBytes int64
-	PageBudget      int
+	MapBytes        int
 	// Policy decides what every lane's cleaner does; nil: nothing is cleaned.
 	Policy journal.Policy
 	// Survivor is the slot plus one that an operator wants opened although
@@ -230,7 +230,7 @@ func (g *Group) recoverSlot(i int, s *Slot) error {
 	for shard := range g.Shards {
 		cfg := journal.Config{
 			ID: journal.LaneID{Slot: s.ID, Shard: uint16(shard)}, Volume: g.Volume, SegmentBlocks: g.SegmentBlocks,
-			CheckpointBytes: g.opt.CheckpointBytes, PageBudget: g.opt.PageBudget,
+			CheckpointBytes: g.opt.CheckpointBytes, MapBytes: g.opt.MapBytes,
 			Policy: g.opt.Policy, ShareBlocks: int64(g.SizeBytes/journal.BlockSize) / int64(g.Shards),
 			Regions: g.SizeBytes / (journal.RegionBlocks * journal.BlockSize),
 		}

@@ -81,7 +81,7 @@ func newLaneOwner(t *testing.T) (o *laneOwner, faults *inject.Set, again func() 
 func openLane(t *testing.T, s *Slot) *laneOwner {
 	t.Helper()
 	g, err := Recover([]*Slot{s}, make([]error, 1), Options{
-		CheckpointBytes: 1 << 30, PageBudget: 1 << 10, Log: func(int, string, error) {},
+		CheckpointBytes: 1 << 30, MapBytes: 4 << 20, Log: func(int, string, error) {},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -95,7 +95,7 @@ func (s *server) assemble(missing int) (err error) {
 	var began [journal.MaxSlots]bool // slots that had taken part, or bear witness
 	assembly := replica.Assembly{
 		Replicas: journal.MaxSlots,
-		Options:  replica.Options{CheckpointBytes: w.cfg.checkpointBytes, PageBudget: w.cfg.pageBudget, Policy: w.cfg.policy, Log: w.note},
+		Options:  replica.Options{CheckpointBytes: w.cfg.checkpointBytes, MapBytes: w.cfg.mapBytes, Policy: w.cfg.policy, Log: w.note},
 		OpenSlot: func(i int) (*replica.Slot, error) {
 			if i == missing {
 				return nil, errMissing

@@ -68,7 +68,7 @@ type config struct {
 	arenaPages      int
 	cacheBytes      int
 	checkpointBytes int64
-	pageBudget      int
+	mapBytes        int
 	lives           int
 	steps           int // of a life, at most
 	large           int // of 100 writes, how many are long
@@ -128,7 +128,7 @@ func newWorld(seed uint64, opt Options) *world {
 	w := &world{opt: opt, rng: rand.New(rand.NewPCG(seed, 0x73696d)), now: time.Second, dir: opt.Dir, cover: make(Coverage)}
 	w.cfg = config{
 		regions: 2 + w.rng.IntN(60), arenaPages: 192 + 64*w.rng.IntN(4), cacheBytes: (136 + w.rng.IntN(100)) * 4200,
-		checkpointBytes: int64(40+w.rng.IntN(600)) * journal.BlockSize, pageBudget: 16 + w.rng.IntN(8), policy: policy{always: w.rng.IntN(3) == 0},
+		checkpointBytes: int64(40+w.rng.IntN(600)) * journal.BlockSize, mapBytes: w.rng.IntN(32 << 10), policy: policy{always: w.rng.IntN(3) == 0},
 		lives: 3 + w.rng.IntN(3), steps: 100 + w.rng.IntN(500), large: w.rng.IntN(30), slow: w.rng.IntN(8),
 	}
 	if w.rng.IntN(4) == 0 {
