@@ -65,6 +65,9 @@ func (l *pageList) remove(p *page) {
 	l.bytes -= p.bytes
 }
 
+// toStore is what the pages of the list take with what they add to a checkpoint.
+func (l *pageList) toStore() int { return l.bytes + l.len*pairOverhead }
+
 // What pages take, in bytes.
 const (
 	// pageOverhead is what one takes beside its entries: itself, and its place in
@@ -87,10 +90,12 @@ type blockMap struct {
 	frozen *pageList        // of the checkpoint under way, not yet encoded
 	wanted []Region         // to be loaded; drained by the lane
 	stored RegionSet        // regions that have a page in the store
+	plain  RegionSet        // and no delta, for sure
 	budget int              // bytes that resident pages may take
 
-	begun     uint64 // checkpoints
-	confirmed uint64 // the last of them whose commit succeeded
+	begun      uint64 // checkpoints
+	confirmed  uint64 // the last of them whose commit succeeded
+	committing int    // bytes of pages, and of their pairs, that wait for a commit
 
 	segments *segmentTable
 	// encodeNow is called with a frozen page that is about to change.
@@ -103,6 +108,7 @@ func newBlockMap(budget int, segments *segmentTable) *blockMap {
 		dirty:    new(pageList),
 		frozen:   new(pageList),
 		stored:   make(RegionSet),
+		plain:    make(RegionSet),
 		budget:   budget,
 		segments: segments,
 	}
@@ -133,9 +139,19 @@ func (m *blockMap) count(p *page) (grown bool) {
 // bytes is what the pages take, but for shadows that are being committed.
 func (m *blockMap) bytes() int { return m.clean.bytes + m.dirty.bytes + m.frozen.bytes }
 
+// floor is the budget, or what the least number of pages takes.
+func (m *blockMap) floor() int {
+	return max(m.budget, leastPages*(pageOverhead+pairOverhead+RegionBlocks*entryBytes))
+}
+
 // crowded tells whether so many pages are dirty that a checkpoint is due.
 func (m *blockMap) crowded() bool {
-	return m.dirty.len >= leastPages/2 && m.dirty.bytes+m.dirty.len*pairOverhead >= m.budget/2
+	return m.dirty.len >= leastPages/2 && m.dirty.toStore() >= m.budget/4
+}
+
+// unstored is what takes memory until a checkpoint succeeds, in bytes.
+func (m *blockMap) unstored() int {
+	return m.dirty.toStore() + m.frozen.toStore() + m.committing
 }
 
 // evict drops clean pages until the budget holds, giving those that were used
@@ -246,6 +262,7 @@ func (m *blockMap) install(r Region, encoded storedPage) error {
 		p.loading = false
 		return err
 	}
+	m.notePlain(r, encoded.delta == nil)
 	frozen := p.onList == m.frozen
 	for i := p.known.next(0); i < RegionBlocks; i = p.known.next(i + 1) {
 		if e := stored.at(i); e.Content == Data {
@@ -260,6 +277,17 @@ func (m *blockMap) install(r Region, encoded storedPage) error {
 	p.complete(&stored, stored.entryTable)
 	m.count(p)
 	return nil
+}
+
+// isPlain tells whether the store has no delta of the region, for sure.
+func (m *blockMap) isPlain(r Region) bool { return m.plain.Has(r) || !m.stored.Has(r) }
+
+func (m *blockMap) notePlain(r Region, plain bool) {
+	if plain {
+		m.plain.Add(r)
+	} else {
+		m.plain.Remove(r)
+	}
 }
 
 // complete puts what is known over what the store holds, whose entries it takes.
@@ -301,6 +329,7 @@ func (m *blockMap) unfreeze() {
 // commit is confirmed.
 func (m *blockMap) thaw(p *page) {
 	m.frozen.remove(p)
+	m.committing += p.bytes + pairOverhead
 	p.stored = m.begun
 	if m.pages[p.region] == p { // not a shadow
 		m.clean.push(p)
@@ -308,14 +337,18 @@ func (m *blockMap) thaw(p *page) {
 }
 
 // confirm releases the pages of a checkpoint that is durable.
-func (m *blockMap) confirm() { m.confirmed = m.begun }
+func (m *blockMap) confirm() { m.confirmed, m.committing = m.begun, 0 }
 
-// retract makes a page dirty again whose commit failed, to be stored as a whole:
+// retract makes the pages dirty again whose commit failed, to be stored as wholes:
 // nobody knows what is in the store. A shadow's page is dirty already, for it
 // changed after the freeze, and knows all that did before.
-func (m *blockMap) retract(p *page) {
-	if m.pages[p.region] == p {
-		p.based = false
-		m.markDirty(p)
+func (m *blockMap) retract(pages []*page) {
+	m.committing = 0
+	for _, p := range pages {
+		m.plain.Remove(p.region)
+		if m.pages[p.region] == p {
+			p.based = false
+			m.markDirty(p)
+		}
 	}
 }

@@ -158,15 +158,15 @@ func (c *Check) regions() (regions []Region, err error) {
 func (c *Check) pages(regions []Region) error {
 	var keys [][]byte
 	for _, g := range regions {
-		keys = storedPageKeys(keys, c.Of.Lane.cfg.ID.Shard, g)
+		keys = storedPageKeys(keys, c.Of.Lane.cfg.ID.Shard, g, false)
 	}
 	values, err := c.Of.source.Load(keys)
 	if err != nil {
 		return err
 	}
-	for i, g := range regions {
+	for _, g := range regions {
 		var p page
-		if err := storedPageAt(values, i).decode(g, &p); err != nil {
+		if err := cutStoredPage(&keys, &values).decode(g, &p); err != nil {
 			c.Found(fmt.Sprintf("region %d", g), err)
 			continue
 		}

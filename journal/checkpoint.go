@@ -47,6 +47,7 @@ type checkpoint struct {
 	pages     []*page  // encoded, waiting for the commit
 	chunks    []uint32 // of the stored-regions set, changed since the last commit that succeeded
 	since     int64    // bytes of log since the last one began
+	before    int64    // and since the one that is durable, when that one began
 	failures  int
 	notBefore time.Duration
 	completed LSN // of the last one that is durable
@@ -131,7 +132,8 @@ func (l *Lane) Encoding() bool {
 
 func (l *Lane) beginCheckpoint() {
 	c := &l.ckpt
-	c.active, c.requested, c.since, c.lsn = true, false, 0, l.written
+	c.before, c.since = c.before+c.since, 0
+	c.active, c.requested, c.lsn = true, false, l.written
 	c.pages, c.op.Pairs = nil, nil
 	c.storing = l.incomplete
 	l.Want(c.lsn)
@@ -164,7 +166,9 @@ func (c *checkpoint) put(key, value []byte) {
 
 // encodePage adds a frozen page to the checkpoint.
 func (l *Lane) encodePage(p *page) {
-	l.ckpt.op.Pairs = p.store(l.ckpt.op.Pairs, l.cfg.ID.Shard, !l.blocks.stored.Has(p.region))
+	pairs, plain := p.store(l.ckpt.op.Pairs, l.cfg.ID.Shard, l.blocks.isPlain(p.region))
+	l.ckpt.op.Pairs = pairs
+	l.blocks.notePlain(p.region, plain)
 	l.ckpt.pages = append(l.ckpt.pages, p)
 	l.blocks.thaw(p)
 	l.noteStored(p.region)
@@ -207,7 +211,7 @@ func (l *Lane) committed(now time.Duration) {
 		}
 		return
 	}
-	c.active, c.failures, c.completed, c.incomplete = false, 0, c.lsn, c.storing
+	c.active, c.failures, c.completed, c.incomplete, c.before = false, 0, c.lsn, c.storing, 0
 	l.blocks.confirm()
 	c.pages, c.op.Pairs = nil, nil // they may be large
 	c.chunks = c.chunks[:0]
@@ -229,9 +233,7 @@ func (l *Lane) recycle() {
 func (l *Lane) abortCheckpoint() {
 	c := &l.ckpt
 	c.active, c.requested = false, true
-	for _, p := range c.pages {
-		l.blocks.retract(p)
-	}
+	l.blocks.retract(c.pages)
 	c.pages = nil
 	l.blocks.unfreeze()
 	for _, s := range l.segments.order {

@@ -32,9 +32,6 @@ type Policy interface {
 	Always() bool
 }
 
-// FullPressure is the pressure at which nothing may be written.
-const FullPressure = 1000
-
 // Table is what a policy knows of a lane. Sizes are in blocks.
 type Table struct {
 	Share         int64 // of the volume, the lane's part
@@ -111,9 +108,6 @@ type cleaning struct {
 	pressure  int
 	rotten    []Rot // to be repaired from a peer
 }
-
-// Pressure is what the policy said last, 0 to FullPressure.
-func (l *Lane) Pressure() int { return l.cleaner.pressure }
 
 // TakeRotten returns the blocks that the cleaner could not read.
 func (l *Lane) TakeRotten() []Rot {

@@ -57,14 +57,15 @@ func (r *Recovery) page(g Region) (*page, error) {
 	if p.loaded {
 		return p, nil
 	}
-	values, err := r.source.Load(storedPageKeys(nil, r.Lane.cfg.ID.Shard, g))
+	keys := storedPageKeys(nil, r.Lane.cfg.ID.Shard, g, false)
+	values, err := r.source.Load(keys)
 	if err != nil {
 		return nil, err
 	}
 	if i := slices.Index(b.wanted, g); i >= 0 {
 		b.wanted = slices.Delete(b.wanted, i, i+1)
 	}
-	return p, b.install(g, storedPageAt(values, 0))
+	return p, b.install(g, cutStoredPage(&keys, &values))
 }
 
 // Doubt is how little the Copier believes of the lane that it copies to.

@@ -263,6 +263,7 @@ func (l *Lane) Pump(now time.Duration) (wake time.Duration) {
 	l.prepare(now)
 	l.load(now)
 	l.checkpoint(now) // before the appends, for it may want a sync
+	l.checkMemory()
 	l.cleanStep(now)
 	for l.append(now) {
 	}
@@ -337,7 +338,7 @@ func (l *Lane) load(now time.Duration) {
 	b.wanted = b.wanted[n:]
 	op.Keys, op.Values = op.Keys[:0], nil
 	for _, r := range op.regions {
-		op.Keys = storedPageKeys(op.Keys, l.cfg.ID.Shard, r)
+		op.Keys = storedPageKeys(op.Keys, l.cfg.ID.Shard, r, b.isPlain(r))
 	}
 	op.busy, op.issued, op.Err = true, now, nil
 	l.exec.Load(op)
@@ -347,11 +348,12 @@ func (l *Lane) loaded(now time.Duration) {
 	op := &l.loading
 	op.busy = false
 	err := op.Err
-	for i, r := range op.regions {
+	keys, values := op.Keys, op.Values
+	for _, r := range op.regions {
 		if err != nil {
 			break
 		}
-		err = l.blocks.install(r, storedPageAt(op.Values, i))
+		err = l.blocks.install(r, cutStoredPage(&keys, &values))
 	}
 	if err == nil {
 		l.loadFails = 0

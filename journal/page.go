@@ -32,22 +32,37 @@ const (
 	runDataFixed = runFixed + 2
 )
 
-// mostChanged is how many entries a delta holds at most.
-const mostChanged = RegionBlocks / 4
+const (
+	// mostChanged is how many entries a delta holds at most.
+	mostChanged = RegionBlocks / 4
+	// fewEntries make a page that is hardly longer than a delta: it has none, so
+	// that one key is read for it and not two.
+	fewEntries = 8
+)
 
 // storedPage is what the store holds of a region: the page and its delta, each
 // nil when there is none.
 type storedPage struct{ whole, delta []byte }
 
-// storedPageKeys appends the keys under which the store has a region.
-func storedPageKeys(keys [][]byte, shard uint16, r Region) [][]byte {
-	return append(keys, pageKey(shard, r), deltaKey(shard, r))
+// storedPageKeys appends the keys under which the store has a region; plain: it
+// has no delta.
+func storedPageKeys(keys [][]byte, shard uint16, r Region, plain bool) [][]byte {
+	keys = append(keys, pageKey(shard, r))
+	if plain {
+		return keys
+	}
+	return append(keys, deltaKey(shard, r))
 }
 
-// storedPageAt returns the i-th region of the values that the store returned for
-// storedPageKeys.
-func storedPageAt(values [][]byte, i int) storedPage {
-	return storedPage{whole: values[2*i], delta: values[2*i+1]}
+// cutStoredPage takes the first region off what was asked of the store and what it
+// returned.
+func cutStoredPage(keys, values *[][]byte) (s storedPage) {
+	n := 1
+	if s.whole = (*values)[0]; len(*keys) > 1 && (*keys)[1][0] == keyDelta {
+		s.delta, n = (*values)[1], 2
+	}
+	*keys, *values = (*keys)[n:], (*values)[n:]
+	return s
 }
 
 // decode reads what the store holds of region r.
@@ -72,18 +87,19 @@ func (s storedPage) decode(r Region, p *page) error {
 }
 
 // store appends the pairs that make the store hold the page, and takes note of
-// what it holds then. first: it holds nothing of the region yet.
-func (p *page) store(pairs []Pair, shard uint16, first bool) []Pair {
-	if p.based && p.changed.len() <= mostChanged {
-		return append(pairs, Pair{deltaKey(shard, p.region), p.encode(nil, &p.changed)})
+// what it holds then. plain tells whether it had no delta, and whether it has none
+// now.
+func (p *page) store(pairs []Pair, shard uint16, plain bool) (_ []Pair, nowPlain bool) {
+	if p.based && p.changed.len() <= mostChanged && len(p.packed) > fewEntries {
+		return append(pairs, Pair{deltaKey(shard, p.region), p.encode(nil, &p.changed)}), false
 	}
 	whole := p.encode(nil, nil)
 	p.based, p.changed = true, entrySet{}
 	pairs = append(pairs, Pair{pageKey(shard, p.region), whole})
-	if first {
-		return pairs // a volume that is written here and there stores little else
+	if !plain {
+		pairs = append(pairs, Pair{deltaKey(shard, p.region), nil})
 	}
-	return append(pairs, Pair{deltaKey(shard, p.region), nil})
+	return pairs, true
 }
 
 // encode appends the page's stored form to b: of those entries alone, as a delta,

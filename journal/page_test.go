@@ -22,11 +22,12 @@ func (s pageStore) apply(pairs []Pair) {
 func (s pageStore) page(t *testing.T, r Region) *page {
 	t.Helper()
 	values := make([][]byte, 0, 2)
-	for _, key := range storedPageKeys(nil, 0, r) {
+	keys := storedPageKeys(nil, 0, r, false)
+	for _, key := range keys {
 		values = append(values, s[string(key)])
 	}
 	p := &page{}
-	if err := storedPageAt(values, 0).decode(r, p); err != nil {
+	if err := cutStoredPage(&keys, &values).decode(r, p); err != nil {
 		t.Fatal(err)
 	}
 	return p
@@ -47,7 +48,10 @@ func TestDeltas(t *testing.T) {
 		var encoded []*page
 		m := newBlockMap(1<<20, table)
 		m.encodeNow = func(p *page) {
-			pairs, encoded = p.store(pairs, 0, !m.stored.Has(p.region)), append(encoded, p)
+			var plain bool
+			pairs, plain = p.store(pairs, 0, m.isPlain(p.region))
+			m.notePlain(p.region, plain)
+			encoded = append(encoded, p)
 			m.thaw(p)
 			m.stored.Add(p.region)
 		}
@@ -65,8 +69,12 @@ func TestDeltas(t *testing.T) {
 			}
 		}
 		load := func(r Region) {
-			keys := storedPageKeys(nil, 0, r)
-			if err := m.install(r, storedPage{store[string(keys[0])], store[string(keys[1])]}); err != nil {
+			var values [][]byte
+			keys := storedPageKeys(nil, 0, r, m.isPlain(r))
+			for _, key := range keys {
+				values = append(values, store[string(key)])
+			}
+			if err := m.install(r, cutStoredPage(&keys, &values)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -95,13 +103,10 @@ func TestDeltas(t *testing.T) {
 			if !failed || rng.IntN(2) == 0 {
 				store.apply(pairs)
 			}
-			if !failed {
+			if failed {
+				m.retract(encoded)
+			} else {
 				m.confirm()
-			}
-			for _, p := range encoded {
-				if failed {
-					m.retract(p)
-				}
 			}
 			for r := range Region(regions) {
 				if p := store.page(t, r); !failed && p.all() != begun[r] {

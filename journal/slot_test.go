@@ -25,6 +25,7 @@ type testLane struct {
 	prepare    *Prepare
 	load       *Load
 	commit     *Commit
+	held       bool // commits wait
 	clean      *Clean
 	free       []uint32
 	segments   uint32
@@ -241,7 +242,7 @@ func (l *testLane) due() (choices []func() (done func())) {
 	if l.load != nil {
 		choices = append(choices, func() func() { return l.runLoad().Done })
 	}
-	if l.commit != nil {
+	if l.commit != nil && !l.held {
 		choices = append(choices, func() func() { return l.runCommit().Done })
 	}
 	if l.clean != nil {

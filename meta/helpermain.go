@@ -85,8 +85,8 @@ func helperArgs(dir string, opt BadgerOptions) []string {
 // costs a restart, losing the parent the device.
 func beSmall() {
 	runtime.GOMAXPROCS(2)
-	debug.SetGCPercent(50)
-	debug.SetMemoryLimit(48 << 20)
+	debug.SetGCPercent(100)
+	debug.SetMemoryLimit(128 << 20)
 	_ = unix.Munlockall() // page faults are this process's purpose
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("700"), 0); err != nil {
 		fmt.Fprintln(os.Stderr, "meta-helper: oom_score_adj:", err)
