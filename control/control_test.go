@@ -160,6 +160,7 @@ func TestRefusals(t *testing.T) {
 		{"bad rule", "POST", "/faults", "log.sync", set, 400, "has no effect"},
 		{"no rule", "POST", "/faults", "", set, 400, "empty"},
 		{"too long", "POST", "/faults", strings.Repeat("x", maxBodyBytes+1), set, 413, "too large"},
+		{"nobody meets it", "POST", "/faults", "frontend delay=1ms", set, 400, "nothing meets rules for frontend"},
 		{"one rule too many", "POST", "/faults", "any delay=1ms", full, 409, "too many"},
 		{"no such rule", "DELETE", "/faults/9", "", set, 404, `no fault "9"`},
 		{"not a number", "DELETE", "/faults/x", "", set, 404, `no fault "x"`},

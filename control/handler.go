@@ -65,6 +65,10 @@ func (h *handler) addFault(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, err.Error())
 		return
 	}
+	if rule.Site.Reserved() {
+		refuse(w, http.StatusBadRequest, fmt.Sprintf("nothing meets rules for %v in this version", rule.Site))
+		return
+	}
 	id, err := h.faults.Add(rule)
 	if err != nil {
 		refuse(w, addStatus(err), err.Error())

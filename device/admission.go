@@ -16,6 +16,7 @@ import (
 var (
 	errDoor     = errors.New("no room in the arena")
 	errLogSpace = fmt.Errorf("%w: no log space was reclaimed before the deadline", ErrNoSpace)
+	errLag      = errors.New("the map is not stored as fast as it changes")
 )
 
 // The pace at which writes enter a shard whose log is short of space. It is by
@@ -41,8 +42,9 @@ const (
 
 // supply is what parts need to enter their shard.
 type supply interface {
-	// pressure is shard.Pressure of a shard.
+	// pressure and lagging are shard.Pressure and shard.Lagging of a shard.
 	pressure(shard int) int
+	lagging(shard int) bool
 	// take gets the part's pages of the arena, all or none. It leaves the last
 	// few to ranges and repairs.
 	take(p *part) bool
@@ -266,10 +268,7 @@ func (l *line) expired(now time.Duration) (*part, error) {
 			p := f.parts[0]
 			if p.Deadline <= now {
 				l.remove(g, j)
-				if g.opens(now, l.supply.pressure(g.shard)) > now {
-					return p, errLogSpace
-				}
-				return p, fmt.Errorf("%w: %w", shard.ErrDeadline, errDoor)
+				return p, l.refusal(now, g)
 			}
 			if soonest == 0 || p.Deadline < soonest {
 				soonest = p.Deadline
@@ -278,6 +277,17 @@ func (l *line) expired(now time.Duration) (*part, error) {
 	}
 	l.soonest = soonest
 	return nil, nil
+}
+
+// refusal is the error of a part that has waited at the gate until its deadline.
+func (l *line) refusal(now time.Duration, g *gate) error {
+	switch {
+	case g.opens(now, l.supply.pressure(g.shard)) <= now:
+		return fmt.Errorf("%w: %w", shard.ErrDeadline, errDoor)
+	case l.supply.lagging(g.shard):
+		return fmt.Errorf("%w: %w", shard.ErrDeadline, errLag)
+	}
+	return errLogSpace
 }
 
 // any takes out some part; nil when there is none.
@@ -295,6 +305,7 @@ func (l *line) any() *part {
 // What parts wait for in the line.
 const (
 	forLogSpace = "log space"
+	forMap      = "a checkpoint"
 	forMemory   = "memory"
 )
 
@@ -326,10 +337,13 @@ func (l *line) each(now time.Duration, most int, fn func(p *part, what string)) 
 // of a short log wait for space also when one of them may enter now.
 func (l *line) lacks(now time.Duration, g *gate) string {
 	pressure := l.supply.pressure(g.shard)
-	if g.opens(now, pressure) > now || !g.ranged && pressure > 0 && !l.starved {
-		return forLogSpace
+	if g.opens(now, pressure) <= now && (g.ranged || pressure == 0 || l.starved) {
+		return forMemory
 	}
-	return forMemory
+	if l.supply.lagging(g.shard) {
+		return forMap
+	}
+	return forLogSpace
 }
 
 // wake returns when to look again though nothing has happened: at the next

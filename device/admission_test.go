@@ -15,9 +15,12 @@ type store struct {
 	free    int
 	reserve int
 	level   []int
+	behind  bool
 }
 
 func (s *store) pressure(shard int) int { return s.level[shard] }
+
+func (s *store) lagging(int) bool { return s.behind }
 
 func (s *store) take(p *part) bool {
 	spare := s.reserve
@@ -447,13 +450,14 @@ func TestRefusal(t *testing.T) {
 	}{
 		{"log space", shard.Full, 100, ticket{pages: 1}, ErrNoSpace},
 		{"log space and pages", shard.Full, 0, ticket{pages: 1}, ErrNoSpace},
+		{"a checkpoint", shard.Full, 100, ticket{pages: 1}, errLag},
 		{"pages", 0, 8, ticket{pages: 1}, shard.ErrDeadline},
 		{"pages while space is short", 500, 8, ticket{pages: 1}, shard.ErrDeadline},
 		{"pages for a range", shard.Full, 0, ticket{pages: 1, ranged: true}, shard.ErrDeadline},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			crowd := newCrowd(t, 1, c.free)
-			crowd.store.level[0] = c.level
+			crowd.store.level[0], crowd.store.behind = c.level, errors.Is(c.want, errLag)
 			p := newPart(1, c.ticket, time.Second)
 			if crowd.line.enter(crowd.now, p) {
 				t.Fatal("it entered")

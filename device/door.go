@@ -29,12 +29,16 @@ type door struct {
 // postedAtOnce is how many parts the door lets in before their shards run.
 const postedAtOnce = 32
 
-// pressure and take are the line's supply.
+// pressure, lagging and take are the line's supply.
 func (o *door) pressure(shard int) int {
 	if o.forced != nil {
 		return o.forced(shard)
 	}
 	return o.device.shards[shard].Pressure()
+}
+
+func (o *door) lagging(shard int) bool {
+	return o.forced == nil && o.device.shards[shard].Lagging()
 }
 
 func (o *door) take(p *part) bool {

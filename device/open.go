@@ -59,7 +59,7 @@ type Options struct {
 // The defaults.
 const (
 	defaultDeadline = 20 * time.Second
-	replayBytes     = 384 << 20
+	replayBytes     = 256 << 20
 	stallAfter      = 4 * time.Second
 
 	// A server that was killed holds its locks until the kernel has taken it

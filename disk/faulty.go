@@ -39,6 +39,7 @@ type FaultyOptions struct {
 //	segment.alloc  Create, Zero,       op=create, op=zero
 //	               Allocate            op=allocate
 //	reclaim        Reclaim             op=clean
+//	checkpoint     Checkpoint          op=commit
 //
 // Files whose name begins with superblock have the site superblock for all of
 // these. Everything else (open, remove, list, mkdir, usage, lock, size, and all
@@ -161,6 +162,13 @@ func (o operation) injected(a inject.Action, err error) error {
 // operation on files. An error fails the step.
 func (f *FaultyFS) Reclaim() error {
 	_, err := f.meet(operation{op: "clean", site: inject.Reclaim, name: "segments"})
+	return err
+}
+
+// Checkpoint meets the rules for a commit to the slot's metadata store, which is no
+// file of this FS. An error fails the commit before it begins.
+func (f *FaultyFS) Checkpoint() error {
+	_, err := f.meet(operation{op: "commit", site: inject.Checkpoint, name: "metadata"})
 	return err
 }
 

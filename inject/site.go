@@ -44,6 +44,9 @@ func (s Site) String() string {
 	return fmt.Sprintf("site(%d)", uint8(s))
 }
 
+// Reserved tells that nothing meets rules for the site in this version.
+func (s Site) Reserved() bool { return s == NetSend || s == NetRecv || s == Frontend }
+
 // Effect is what happens when a rule fires.
 type Effect uint8
 
@@ -112,7 +115,7 @@ var possible = [...]Effects{
 	SegmentRead:  everywhere | EffectsOf(Misdirect, Flip),
 	SegmentAlloc: everywhere | EffectsOf(Torn),
 	Superblock:   everywhere | EffectsOf(Torn, Lost, Misdirect, Flip),
-	Checkpoint:   everywhere | EffectsOf(Lost),
+	Checkpoint:   everywhere,
 	NetSend:      everywhere | EffectsOf(Drop, Duplicate, Reorder, Flip),
 	NetRecv:      everywhere | EffectsOf(Drop, Duplicate, Reorder, Flip),
 	Frontend:     everywhere | EffectsOf(Drop),

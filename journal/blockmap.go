@@ -73,8 +73,11 @@ const (
 	// pageOverhead is what one takes beside its entries: itself, and its place in
 	// the table of resident pages.
 	pageOverhead = 240
-	// pairOverhead is what a dirty one is going to take in a checkpoint.
-	pairOverhead = 200
+	// pairOverhead is what a dirty one is going to take in a checkpoint, if few of its
+	// entries have changed, or of every pair beside its value.
+	pairOverhead = 160
+	// chunkBytes is what 32,768 regions take in a RegionSet.
+	chunkBytes = 4 << 10
 )
 
 // leastPages stay in memory whatever the budget is: with fewer, those that wait
@@ -96,6 +99,8 @@ type blockMap struct {
 	begun      uint64 // checkpoints
 	confirmed  uint64 // the last of them whose commit succeeded
 	committing int    // bytes of pages, and of their pairs, that wait for a commit
+	loading    int    // pages that were asked for
+	loaded     int    // bytes that a page takes once it is loaded: an average of late
 
 	segments *segmentTable
 	// encodeNow is called with a frozen page that is about to change.
@@ -110,6 +115,7 @@ func newBlockMap(budget int, segments *segmentTable) *blockMap {
 		stored:   make(RegionSet),
 		plain:    make(RegionSet),
 		budget:   budget,
+		loaded:   pageOverhead + RegionBlocks*entryBytes,
 		segments: segments,
 	}
 }
@@ -136,12 +142,9 @@ func (m *blockMap) count(p *page) (grown bool) {
 	return more > 0
 }
 
-// bytes is what the pages take, but for shadows that are being committed.
-func (m *blockMap) bytes() int { return m.clean.bytes + m.dirty.bytes + m.frozen.bytes }
-
-// floor is the budget, or what the least number of pages takes.
-func (m *blockMap) floor() int {
-	return max(m.budget, leastPages*(pageOverhead+pairOverhead+RegionBlocks*entryBytes))
+// bytes is what the map takes, but for shadows that are being committed.
+func (m *blockMap) bytes() int {
+	return m.clean.bytes + m.dirty.bytes + m.frozen.bytes + (len(m.stored)+len(m.plain))*chunkBytes
 }
 
 // crowded tells whether so many pages are dirty that a checkpoint is due.
@@ -149,9 +152,10 @@ func (m *blockMap) crowded() bool {
 	return m.dirty.len >= leastPages/2 && m.dirty.toStore() >= m.budget/4
 }
 
-// unstored is what takes memory until a checkpoint succeeds, in bytes.
+// unstored is what takes memory until a checkpoint succeeds, in bytes. A page that
+// was asked for is going to take more than its overlay.
 func (m *blockMap) unstored() int {
-	return m.dirty.toStore() + m.frozen.toStore() + m.committing
+	return m.dirty.toStore() + m.frozen.toStore() + m.committing + m.loading*(m.loaded-pageOverhead)
 }
 
 // evict drops clean pages until the budget holds, giving those that were used
@@ -190,6 +194,7 @@ func (m *blockMap) lookup(lba LBA) (e Entry, known bool) {
 func (m *blockMap) want(p *page) {
 	if !p.loaded && !p.loading {
 		p.loading = true
+		m.loading++
 		m.wanted = append(m.wanted, p.region)
 	}
 }
@@ -246,7 +251,7 @@ func (m *blockMap) set(p *page, index int, e Entry) {
 
 // fill sets count entries from index on to one content without a place.
 func (m *blockMap) fill(p *page, index, count int, c Content) {
-	for i := index; i < index+count; i++ {
+	for i := index + count - 1; i >= index; i-- { // holes leave the table at its end
 		m.set(p, i, Entry{Content: c})
 	}
 }
@@ -259,7 +264,7 @@ func (m *blockMap) install(r Region, encoded storedPage) error {
 	}
 	var stored page
 	if err := encoded.decode(r, &stored); err != nil {
-		p.loading = false
+		m.endLoading(p)
 		return err
 	}
 	m.notePlain(r, encoded.delta == nil)
@@ -275,8 +280,18 @@ func (m *blockMap) install(r Region, encoded storedPage) error {
 		p.shadow = nil
 	}
 	p.complete(&stored, stored.entryTable)
+	p.referenced = true // somebody waits for it
 	m.count(p)
+	m.endLoading(p)
+	m.loaded += (p.bytes - m.loaded) / 16
 	return nil
+}
+
+func (m *blockMap) endLoading(p *page) {
+	if p.loading {
+		p.loading = false
+		m.loading--
+	}
 }
 
 // isPlain tells whether the store has no delta of the region, for sure.
@@ -303,7 +318,7 @@ func (p *page) complete(stored *page, entries entryTable) {
 		p.changed[i] |= stored.changed[i]
 	}
 	p.based = stored.based
-	p.loaded, p.loading = true, false
+	p.loaded = true
 }
 
 // freeze moves the dirty pages to the checkpoint that begins; none is frozen.
@@ -329,7 +344,7 @@ func (m *blockMap) unfreeze() {
 // commit is confirmed.
 func (m *blockMap) thaw(p *page) {
 	m.frozen.remove(p)
-	m.committing += p.bytes + pairOverhead
+	m.committing += p.bytes
 	p.stored = m.begun
 	if m.pages[p.region] == p { // not a shadow
 		m.clean.push(p)

@@ -166,7 +166,11 @@ func (c *checkpoint) put(key, value []byte) {
 
 // encodePage adds a frozen page to the checkpoint.
 func (l *Lane) encodePage(p *page) {
+	before := len(l.ckpt.op.Pairs)
 	pairs, plain := p.store(l.ckpt.op.Pairs, l.cfg.ID.Shard, l.blocks.isPlain(p.region))
+	for _, pair := range pairs[before:] {
+		l.blocks.committing += len(pair.Value) + pairOverhead
+	}
 	l.ckpt.op.Pairs = pairs
 	l.blocks.notePlain(p.region, plain)
 	l.ckpt.pages = append(l.ckpt.pages, p)

@@ -320,6 +320,6 @@ func (c *Copier) commit(record laneRecord) error {
 	}
 	l.blocks.confirm()
 	l.ckpt.pages, l.ckpt.chunks = l.ckpt.pages[:0], l.ckpt.chunks[:0]
-	c.To.Incomplete, c.To.Fed, c.To.Damage, c.To.stopped = record.incomplete, record.fed, nil, nil
+	c.To.Incomplete, c.To.Fed, c.To.Damage, c.To.stopped, c.To.Bytes = record.incomplete, record.fed, nil, nil, 0
 	return nil
 }

@@ -95,6 +95,9 @@ func (t *entryTable) put(i int, e Entry) {
 	case held:
 		t.packed = slices.Delete(t.packed, at, at+1)
 		t.held.remove(i)
+		if cap(t.packed) >= 4*len(t.packed)+8 {
+			t.packed = slices.Clone(t.packed)
+		}
 	}
 }
 

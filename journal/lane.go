@@ -139,7 +139,7 @@ type Activation struct {
 func (r *Recovery) Activate(a Activation) *Lane {
 	l := r.Lane
 	l.tail, l.issued, l.settled, l.chained = r.Stamp.LSN, l.position, l.position, l.position.life
-	l.ckpt.since = r.Bytes
+	l.ckpt.since = r.Bytes // none after a copy: its commit holds everything
 	l.exec, l.window, l.marks, l.memory, l.generation = a.Executor, a.Window, a.Marks, a.Memory, a.Marks.Generation
 	l.incomplete, l.ckpt.incomplete = r.Incomplete, r.Incomplete
 	last := a.Window.Last()
@@ -263,7 +263,6 @@ func (l *Lane) Pump(now time.Duration) (wake time.Duration) {
 	l.prepare(now)
 	l.load(now)
 	l.checkpoint(now) // before the appends, for it may want a sync
-	l.checkMemory()
 	l.cleanStep(now)
 	for l.append(now) {
 	}

@@ -1,10 +1,10 @@
 package journal
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
-	"slices"
 )
 
 // A page is stored as a whole, and what changed since in a delta beside it, which
@@ -90,10 +90,12 @@ func (s storedPage) decode(r Region, p *page) error {
 // what it holds then. plain tells whether it had no delta, and whether it has none
 // now.
 func (p *page) store(pairs []Pair, shard uint16, plain bool) (_ []Pair, nowPlain bool) {
+	var scratch [pageFixed + RegionBlocks*(placeFixed+runDataFixed+4) + 4]byte // a page at its longest
 	if p.based && p.changed.len() <= mostChanged && len(p.packed) > fewEntries {
-		return append(pairs, Pair{deltaKey(shard, p.region), p.encode(nil, &p.changed)}), false
+		delta := bytes.Clone(p.encode(scratch[:0], &p.changed))
+		return append(pairs, Pair{deltaKey(shard, p.region), delta}), false
 	}
-	whole := p.encode(nil, nil)
+	whole := bytes.Clone(p.encode(scratch[:0], nil))
 	p.based, p.changed = true, entrySet{}
 	pairs = append(pairs, Pair{pageKey(shard, p.region), whole})
 	if !plain {
@@ -108,7 +110,6 @@ func (p *page) encode(b []byte, only *entrySet) []byte {
 	if only == nil {
 		only = &p.held
 	}
-	b = slices.Grow(b, pageFixed+placeFixed+only.len()*(runDataFixed+4)+4)
 	start := len(b)
 	le := binary.LittleEndian
 	b = le.AppendUint64(b, uint64(p.region))

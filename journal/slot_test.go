@@ -26,6 +26,7 @@ type testLane struct {
 	load       *Load
 	commit     *Commit
 	held       bool // commits wait
+	unloaded   bool // loads wait
 	clean      *Clean
 	free       []uint32
 	segments   uint32
@@ -239,7 +240,7 @@ func (l *testLane) due() (choices []func() (done func())) {
 	if l.prepare != nil {
 		choices = append(choices, func() func() { return l.runPrepare().Done })
 	}
-	if l.load != nil {
+	if l.load != nil && !l.unloaded {
 		choices = append(choices, func() func() { return l.runLoad().Done })
 	}
 	if l.commit != nil && !l.held {

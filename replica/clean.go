@@ -35,8 +35,9 @@ func (e *Engine) pruneNow() {
 
 // stepper is a file system that fault rules apply to.
 type stepper interface {
-	// Reclaim meets the rules for a step of reclaim.
+	// Reclaim and Checkpoint meet the rules for a step of reclaim, and for a commit.
 	Reclaim() error
+	Checkpoint() error
 }
 
 // RunClean carries out a piece of cleaning.

@@ -288,6 +288,11 @@ func (s *Slot) commit(pairs []journal.Pair) error {
 	if free, _, err := s.fs.Usage(); err == nil && free < leastFreeBytes {
 		return fmt.Errorf("%d bytes are free, the metadata store needs %d: %w", free, leastFreeBytes, unix.ENOSPC)
 	}
+	if f, ok := s.fs.(stepper); ok {
+		if err := f.Checkpoint(); err != nil {
+			return err
+		}
+	}
 	next := s.super.Checkpoint + 1
 	if err := s.store.Commit(ctx, next, list); err != nil {
 		// The outcome is unknown: the next commit must not reuse the number.

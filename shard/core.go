@@ -100,6 +100,7 @@ type core struct {
 	stopped  error       // why nothing is written any more
 	atLeast  journal.LSN // what every flush must cover: the note of the last drop
 	reported [journal.MaxSlots]bool
+	lagging  [journal.MaxSlots]time.Duration // since when its lag is full; 0: it is not
 	common   [journal.MaxSlots]time.Duration // when it was last seen to stand still together with its peers
 	told     [journal.MaxSlots]error         // the lane's last error, once it was told
 
@@ -322,13 +323,17 @@ func (c *core) supervise(slot journal.SlotID, l *journal.Lane) time.Duration {
 		}
 		return 0
 	}
+	lag := c.superviseLag(int(slot), l)
 	oldest := c.oldest(int(slot))
 	if oldest == 0 {
-		return 0
+		return lag
 	}
 	due := oldest + c.stallBudget()
 	switch {
 	case c.now < due:
+		if lag != 0 {
+			return min(due, lag)
+		}
 		return due
 	case !c.standsAlone(int(slot)):
 		c.common[slot] = c.now
@@ -337,6 +342,32 @@ func (c *core) supervise(slot journal.SlotID, l *journal.Lane) time.Duration {
 		return c.common[slot] + c.stallBudget()/4 // who answers last is no worse, either
 	default:
 		c.faults = append(c.faults, fault{slot, false, stalled(c.now - oldest)})
+	}
+	return c.now + c.cfg.StallAfter/4
+}
+
+// superviseLag reports a lane that has held up all writes for as long as an
+// operation may take, because its checkpoints do not keep up, while those of a
+// quorum of its peers do. It returns when it has to look again, or 0.
+func (c *core) superviseLag(slot int, l *journal.Lane) time.Duration {
+	if l.Lag() < journal.FullPressure {
+		c.lagging[slot] = 0
+		return 0
+	}
+	if c.lagging[slot] == 0 {
+		c.lagging[slot] = c.now
+	}
+	if due := c.lagging[slot] + c.cfg.StallAfter; c.now < due {
+		return due
+	}
+	keepUp := 0
+	for i, peer := range c.lanes {
+		if i != slot && c.live[i] && peer.Lag() < journal.FullPressure/2 {
+			keepUp++
+		}
+	}
+	if keepUp >= c.cfg.Quorum {
+		c.faults = append(c.faults, fault{journal.SlotID(slot), false, lagged(c.now - c.lagging[slot])})
 	}
 	return c.now + c.cfg.StallAfter/4
 }
@@ -380,18 +411,23 @@ func (c *core) takeRotten(slot int, l *journal.Lane) {
 	}
 }
 
-// pressure is how short of log space the quorum is: a slot that alone is short
-// does not count.
-func (c *core) pressure() int {
+// pressure is how much writes have to slow down. By log space it is that of the
+// quorum: a slot that alone is short does not count. By lag it is that of the
+// last, which is waited for as long as an operation is: see superviseLag.
+func (c *core) pressure() (pressure int, lagging bool) {
 	var lanes [journal.MaxSlots]int
-	live := 0
+	live, lag := 0, 0
 	for i, l := range c.lanes {
+		if c.fed[i] {
+			lag = max(lag, l.Lag())
+		}
 		if c.live[i] {
 			lanes[live] = l.Pressure()
 			live++
 		}
 	}
-	return quorumPressure(lanes[:live], c.cfg.Quorum)
+	space := quorumPressure(lanes[:live], c.cfg.Quorum)
+	return max(space, lag), lag > space
 }
 
 // quorumPressure returns the lowest pressure that a quorum of the live lanes

@@ -14,6 +14,11 @@ func stalled(since time.Duration) error {
 	return fmt.Errorf("%w for %v", ErrStalled, since.Round(time.Millisecond))
 }
 
+// lagged is the error of a slot that has held up writes for so long.
+func lagged(since time.Duration) error {
+	return fmt.Errorf("%w: its map is not stored as fast as its peers' are, for %v", ErrStalled, since.Round(time.Millisecond))
+}
+
 // errDropped wraps why a slot was dropped when that stopped the device.
 var errDropped = errors.New("slot dropped")
 

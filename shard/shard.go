@@ -64,6 +64,7 @@ type Shard struct {
 	armed    time.Duration
 	ticking  atomic.Bool  // tick is in the inbox
 	pressure atomic.Int32 // see Pressure; written by the owner
+	lagging  atomic.Bool  // see Lagging; written by the owner
 	tick     event
 }
 
@@ -110,10 +111,14 @@ func (s *Shard) Post(p *Part) {
 // Full is the pressure at which no more may be written.
 const Full = journal.FullPressure
 
-// Pressure tells how short of log space the shard is: 0 while there is no need
-// to hurry, Full when nothing more may be written before space was reclaimed.
-// It is that of the quorum: a slot that alone is short of space does not count.
+// Pressure tells how much writes to the shard have to slow down: 0 while there is
+// no need to, Full when nothing more may be written. They do for log space, of which
+// a slot that alone is short does not count, or because a checkpoint lags behind.
 func (s *Shard) Pressure() int { return int(s.pressure.Load()) }
+
+// Lagging tells whether Pressure is for a checkpoint that lags behind: for memory of
+// the map, or for the log that a restart would replay.
+func (s *Shard) Lagging() bool { return s.lagging.Load() }
 
 // Tick runs the shard because time has passed.
 func (s *Shard) Tick() {
@@ -190,7 +195,9 @@ func (s *Shard) turn() {
 		s.armed = wake
 		s.host.WakeAt(wake)
 	}
-	s.pressure.Store(int32(c.pressure()))
+	pressure, lagging := c.pressure()
+	s.pressure.Store(int32(pressure))
+	s.lagging.Store(lagging)
 	slots, calls := c.slots, c.calls
 	c.calls = nil
 	done, faults, rotten, quiet := c.done, c.faults, c.rotten, c.takeQuiet()

@@ -68,7 +68,7 @@ const faultHelp = `A rule is a site, filters and one effect:
   any slot=1 error=EIO                        the disk of slot 1 is dead
 
 Sites: log.append log.sync segment.read segment.alloc superblock checkpoint
-net.send net.recv frontend reclaim any. Filters: op= slot= shard= block= nth= p=
+reclaim any (net.send net.recv frontend are reserved). Filters: op= slot= shard= block= nth= p=
 count= for=. Effects: error=ERRNO delay=TIME hang drop duplicate reorder torn
 lost misdirect flip crash.`
 
