@@ -67,10 +67,12 @@ type Status struct {
 	Generation    uint64  `json:"generation"`       // incremented by every activation
 	UptimeSeconds float64 `json:"uptime_seconds"`
 	Quorum        int     `json:"quorum"` // current slots that a write needs
-	// PressureRatio tells how short of log space the volume is: 0 while writes
-	// enter unhindered; above, they are slowed, and at 1 they wait until space
-	// was reclaimed. A slot that alone is short of space does not count.
+	// PressureRatio tells how much writes are slowed: 0 while they enter unhindered,
+	// and at 1 they wait. Lagging tells for what: until the checkpoints of the slot
+	// that lags most have caught up, or until log space was reclaimed, of which a
+	// slot that alone is short does not count.
 	PressureRatio float64   `json:"pressure_ratio"`
+	Lagging       bool      `json:"lagging"`
 	Inflight      int       `json:"inflight_requests"`
 	Connections   int       `json:"connections"` // of NBD clients
 	Slots         []Slot    `json:"slots"`
@@ -96,9 +98,10 @@ type Slot struct {
 	Where              string      `json:"where"` // a directory, or the address of a remote slot
 	State              SlotState   `json:"state"`
 	Reason             string      `json:"reason,omitempty"`
-	LogBytes           uint64      `json:"log_bytes"`      // written in the segments in use, descriptors included
-	LiveBytes          uint64      `json:"live_bytes"`     // of those, what the map names: the rest is to be reclaimed
-	PressureRatio      float64     `json:"pressure_ratio"` // how short of log space the slot is by itself, as Status.PressureRatio
+	LogBytes           uint64      `json:"log_bytes"`            // written in the segments in use, descriptors included
+	LiveBytes          uint64      `json:"live_bytes"`           // of those, what the map names: the rest is to be reclaimed
+	PressureRatio      float64     `json:"pressure_ratio"`       // how short of log space the slot is by itself, 0 to 1
+	CheckpointLagRatio float64     `json:"checkpoint_lag_ratio"` // how far its checkpoints are behind, 0 to 1
 	SegmentsInUse      int         `json:"segments_in_use"`
 	SegmentsFree       int         `json:"segments_free"`
 	BacklogBytes       uint64      `json:"backlog_bytes"`       // accepted, not yet appended

@@ -39,7 +39,7 @@ func (fixed) Status() Status {
 		Inflight:      3,
 		Connections:   2,
 		Slots: []Slot{
-			{ID: 0, Where: "/v/slot-0", State: Current, LogBytes: 10, LiveBytes: 7, PressureRatio: 0.75, SegmentsInUse: 2, SegmentsFree: 6, CheckpointSequence: 9},
+			{ID: 0, Where: "/v/slot-0", State: Current, LogBytes: 10, LiveBytes: 7, PressureRatio: 0.75, CheckpointLagRatio: 0.125, SegmentsInUse: 2, SegmentsFree: 6, CheckpointSequence: 9},
 			{
 				ID: 1, Where: "/v/slot-1", State: Faulted, Reason: "sync: EIO", BacklogBytes: 4096, DurableLagBytes: 8192,
 				MissingRegions: 5, Errors: []SlotError{{Op: "log.sync", Errno: "EIO", Count: 11, First: instant, Last: instant}},

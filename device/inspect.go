@@ -17,9 +17,11 @@ type Snapshot struct {
 	Generation journal.Generation
 	Stopped    error // why nothing is written any more
 	Inflight   int   // requests
-	// Pressure is how short of log space the shard is that has least: 0 when
-	// writes enter unhindered, up to shard.Full, when none do.
+	// Pressure is how much writes are slowed in the shard where they are most: 0
+	// when they enter unhindered, up to shard.Full, when none do. Lagging tells
+	// whether that is for checkpoints that lag behind, not for log space.
 	Pressure   int
+	Lagging    bool
 	Slots      []SlotSnapshot
 	Counters   shard.Counters
 	Latencies  []Latency // by Op; of kinds that there were none of lately, none
@@ -42,7 +44,8 @@ type SlotSnapshot struct {
 	Reason        error  // why it is not live
 	LogBytes      uint64 // written in the segments in use, descriptors included
 	LiveBytes     uint64 // of those, what the map names: the rest is the cleaner's
-	Pressure      int    // of the lane that is shortest of log space, as Snapshot.Pressure
+	Pressure      int    // how short of log space its worst lane is, 0 to shard.Full
+	Lag           int    // how far the checkpoints of its worst lane are behind, 0 to shard.Full
 	Segments      int
 	SegmentsFree  int
 	BacklogBytes  uint64 // of records that it has not written
@@ -61,7 +64,9 @@ func (d *Device) Snapshot() Snapshot {
 	d.addSlots(&s)
 	d.inspect(func(v *shard.View) { s.add(v) })
 	for i := range d.shards {
-		s.Pressure = max(s.Pressure, d.door.pressure(i))
+		if p := d.door.pressure(i); p > s.Pressure {
+			s.Pressure, s.Lagging = p, d.door.lagging(i)
+		}
 	}
 	if !d.closing.Load() {
 		s.ArenaFree = uint64(d.arena.FreePages()) * arena.PageSize
@@ -113,7 +118,7 @@ func (s *Snapshot) add(v *shard.View) {
 		slot := &s.Slots[i]
 		slot.LogBytes += uint64(l.Usage.LogBytes)
 		slot.LiveBytes += uint64(l.Usage.LiveBytes)
-		slot.Pressure = max(slot.Pressure, l.Pressure)
+		slot.Pressure, slot.Lag = max(slot.Pressure, l.Pressure), max(slot.Lag, l.Lag)
 		slot.BacklogBytes += l.BacklogBytes
 		slot.UnsyncedBytes += l.UnsyncedBytes
 		if l.LastError != nil {

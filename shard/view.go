@@ -28,7 +28,8 @@ type LaneView struct {
 	UnsyncedBytes    uint64 // of records that it has written, not durable
 	Written, Durable journal.LSN
 	Usage            journal.Usage
-	Pressure         int // how short of log space the lane is, as in Shard.Pressure
+	Pressure         int // how short of log space the lane is, 0 to Full
+	Lag              int // how far its checkpoints are behind, 0 to Full
 	Pins             int // reads under way
 	LastError        error
 	Fault            error // why the lane has given up, or its slot was dropped
@@ -44,7 +45,7 @@ func (v *View) Lane(slot int) (view LaneView, ok bool) {
 	return LaneView{
 		Live: c.live[slot], Fed: c.fed[slot], Idle: c.isIdle(slot), Missed: c.absent[slot].left,
 		BacklogBytes: l.BacklogBytes(), UnsyncedBytes: l.UnsyncedBytes(),
-		Written: l.Written(), Durable: l.Durable(), Usage: l.Usage(), Pressure: l.Pressure(), Pins: l.Pins(), LastError: l.LastError(), Fault: l.Fault(),
+		Written: l.Written(), Durable: l.Durable(), Usage: l.Usage(), Pressure: l.Pressure(), Lag: l.Lag(), Pins: l.Pins(), LastError: l.LastError(), Fault: l.Fault(),
 	}, true
 }
 

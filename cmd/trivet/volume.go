@@ -89,7 +89,7 @@ func (v volume) Status() control.Status {
 		Volume: control.Volume{
 			Name: s.Name, UUID: uuid(s.Volume), SizeBytes: s.SizeBytes, Shards: s.Shards, Replicas: s.Replicas,
 		},
-		State: control.Serving, PressureRatio: ratio(s.Pressure), Generation: uint64(s.Generation), Quorum: s.Quorum(), Inflight: s.Inflight,
+		State: control.Serving, PressureRatio: ratio(s.Pressure), Lagging: s.Lagging, Generation: uint64(s.Generation), Quorum: s.Quorum(), Inflight: s.Inflight,
 		Counters: control.Counters{
 			Reads: s.Counters.Reads, Writes: s.Counters.Writes, Flushes: s.Counters.Flushes, Trims: s.Counters.Trims,
 			ReadBytes: s.Counters.ReadBytes, WriteBytes: s.Counters.WriteBytes,
@@ -135,13 +135,13 @@ func ratio(pressure int) float64 { return float64(pressure) / shard.Full }
 // slotStatus describes one slot with its errors.
 func slotStatus(s device.SlotSnapshot, errs []device.ErrorCount) control.Slot {
 	out := control.Slot{
-		ID: s.ID, Where: s.Where, State: control.Current, LogBytes: s.LogBytes, LiveBytes: s.LiveBytes, PressureRatio: ratio(s.Pressure),
+		ID: s.ID, Where: s.Where, State: control.Current, LogBytes: s.LogBytes, LiveBytes: s.LiveBytes, PressureRatio: ratio(s.Pressure), CheckpointLagRatio: ratio(s.Lag),
 		SegmentsInUse: s.Segments, SegmentsFree: s.SegmentsFree, CheckpointSequence: s.Checkpoint,
 		BacklogBytes: s.BacklogBytes, DurableLagBytes: s.UnsyncedBytes,
 	}
 	if !s.Live {
 		out.State = control.Faulted
-		out.BacklogBytes, out.DurableLagBytes, out.PressureRatio = 0, 0, 0 // it gets nothing any more
+		out.BacklogBytes, out.DurableLagBytes, out.PressureRatio, out.CheckpointLagRatio = 0, 0, 0, 0 // it gets nothing any more
 		out.Reason = "it was dropped; 'trivet events' says why"
 		if s.Reason != nil {
 			out.Reason = s.Reason.Error()

@@ -161,9 +161,11 @@ func summaryLines(s control.Status) []string {
 	}
 }
 
-// spaceLines says that space is short, when it is.
+// spaceLines says why writes are slowed, when they are.
 func spaceLines(s control.Status) []string {
 	switch {
+	case s.Lagging && s.PressureRatio > 0:
+		return []string{fmt.Sprintf("map       stored more slowly than it changes: writes slowed (%s; at 100%% they wait)", percent(s.PressureRatio))}
 	case s.PressureRatio >= 1:
 		return []string{"space     out of log space: writes wait until some is reclaimed"}
 	case s.PressureRatio > 0:
@@ -193,6 +195,9 @@ func slotLines(s control.Status) []string {
 		lines = append(lines, line+"  "+slot.Where)
 		if slot.PressureRatio > 0 {
 			lines = append(lines, fmt.Sprintf("          short of log space (%s)", percent(slot.PressureRatio)))
+		}
+		if slot.CheckpointLagRatio > 0 {
+			lines = append(lines, fmt.Sprintf("          checkpoints lag behind (%s)", percent(slot.CheckpointLagRatio)))
 		}
 		if slot.Reason != "" {
 			lines = append(lines, "          "+slot.Reason)
