@@ -27,8 +27,10 @@ What is wrong is printed, one line each, with the slot and the place; a note is
 what the next start puts right by itself. The log and the superblocks are only
 read; the metadata stores are opened, which finishes what they had under way.
 
-A slot that has lost something is repaired from its peers when the volume is
-served. The exit status is 1 when something is wrong.`
+A slot whose log has lost something is brought together with its peers by the
+next start. A block that is rotten in one slot alone is repaired when it is read
+there, which may be never: to have it all anew, put an empty directory where the
+slot was before that start. The exit status is 1 when something is wrong.`
 
 func newCheckCommand() *cobra.Command {
 	var flags serveFlags

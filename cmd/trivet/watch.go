@@ -194,7 +194,7 @@ func slotLines(s control.Status) []string {
 		}
 		lines = append(lines, line+"  "+slot.Where)
 		if slot.PressureRatio > 0 {
-			lines = append(lines, fmt.Sprintf("          short of log space (%s)", percent(slot.PressureRatio)))
+			lines = append(lines, fmt.Sprintf("          its log is longer than it should be (%s)", percent(slot.PressureRatio)))
 		}
 		if slot.CheckpointLagRatio > 0 {
 			lines = append(lines, fmt.Sprintf("          checkpoints lag behind (%s)", percent(slot.CheckpointLagRatio)))
