@@ -34,6 +34,9 @@ func TestLaggingSlot(t *testing.T) {
 	v.expectDropped(1, shard.ErrStalled, "STALLED")
 	v.faults.Remove(fault)
 	v.until("slot 1 is back", func() bool { return v.live()[1] })
+	if n := v.counted(1, "STALLED"); n != 1 {
+		t.Errorf("slot 1 was given up %d times: it came back with the patience of its last life used up", n)
+	}
 	v.expect(1<<20, data)
 }
 

@@ -2,8 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
-	"strings"
 	"testing"
 	"time"
 )
@@ -27,7 +25,11 @@ func TestThinVolume(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%s at random, %.0f writes/s", mib(written), float64(written/4096)/time.Since(began).Seconds())
-	if most := peakMemory(t, v.Pid()); most > memory {
+	usage, err := v.Usage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if most := usage.PeakBytes; most <= 0 || most > memory {
 		t.Errorf("the server took %s of memory, for --memory %s", mib(most), mib(memory))
 	} else {
 		t.Logf("the server took %s of memory at most, for --memory %s", mib(most), mib(memory))
@@ -43,18 +45,4 @@ func TestThinVolume(t *testing.T) {
 	v.healthy(t)
 	v.stop(t)
 	command(t, program, "check", v.dir)
-}
-
-// peakMemory is the most that a process ever had resident, in bytes.
-func peakMemory(t *testing.T, pid int) (kib int64) {
-	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(text), "VmHWM:")
-	if _, err := fmt.Sscanf(rest, "%d kB", &kib); err != nil {
-		t.Fatalf("VmHWM in %q: %v", text, err)
-	}
-	return kib << 10
 }

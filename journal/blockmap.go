@@ -77,7 +77,7 @@ const (
 	// entries have changed, or of every pair beside its value.
 	pairOverhead = 160
 	// chunkBytes is what 32,768 regions take in a RegionSet.
-	chunkBytes = 4 << 10
+	chunkBytes = 8 * len(regionChunk{}.bits)
 )
 
 // leastPages stay in memory whatever the budget is: with fewer, those that wait

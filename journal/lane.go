@@ -97,6 +97,7 @@ type Lane struct {
 	fault         error
 	notBefore     time.Duration // no append earlier, after a failure
 	prepareAfter  time.Duration
+	lagSince      time.Duration // see LagSince
 	pendingSince  time.Duration // 0: nothing waits to be batched
 	unsyncedSince time.Duration
 	changed       time.Duration // when the last batch was written
@@ -249,6 +250,7 @@ func (l *Lane) Pump(now time.Duration) (wake time.Duration) {
 	if l.fault != nil {
 		return 0
 	}
+	l.noteLag(now)
 	if l.failing {
 		if l.outstanding > 0 {
 			return 0

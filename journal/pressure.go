@@ -1,5 +1,7 @@
 package journal
 
+import "time"
+
 // FullPressure is the pressure, or the lag, at which nothing may be written.
 const FullPressure = 1000
 
@@ -13,10 +15,25 @@ func (l *Lane) Pressure() int { return l.cleaner.pressure }
 func (l *Lane) Lag() int {
 	budget := int64(max(l.blocks.budget, leastPages*(pageOverhead+RegionBlocks*entryBytes)))
 	bytes := l.cfg.CheckpointBytes // at which a checkpoint is made, or a little later
-	return max(between(int64(l.blocks.unstored()), budget/2, budget), between(l.ckpt.before+l.ckpt.since, bytes*3/2, bytes*2))
+	return max(PressureBetween(int64(l.blocks.unstored()), budget/2, budget), PressureBetween(l.ckpt.before+l.ckpt.since, bytes*3/2, bytes*2))
 }
 
-// between rises from 0 at soft to FullPressure at hard.
-func between(n, soft, hard int64) int {
-	return int(FullPressure * min(max(n-soft, 0), hard-soft) / max(hard-soft, 1))
+// LagSince returns since when the lag has been full, or 0.
+func (l *Lane) LagSince() time.Duration { return l.lagSince }
+
+func (l *Lane) noteLag(now time.Duration) {
+	switch {
+	case l.Lag() < FullPressure:
+		l.lagSince = 0
+	case l.lagSince == 0:
+		l.lagSince = now
+	}
+}
+
+// PressureBetween rises from 0 at soft to FullPressure at hard.
+func PressureBetween(n, soft, hard int64) int {
+	if n <= soft {
+		return 0 // nearly always: no division
+	}
+	return int(min(FullPressure, FullPressure*(n-soft)/max(hard-soft, 1)))
 }

@@ -50,8 +50,7 @@ func length(t journal.Table) int {
 // Pressure rises from 0 at the soft bound to journal.FullPressure at the hard one.
 func (p Policy) Pressure(t journal.Table) int {
 	soft, hard := bound(t, softLive, softShare, softSegments), bound(t, hardLive, hardShare, hardSegments)
-	over := length(t) - soft
-	return min(journal.FullPressure, journal.FullPressure*max(over, 0)/max(hard-soft, 1))
+	return journal.PressureBetween(int64(length(t)), int64(soft), int64(hard))
 }
 
 // Always implements journal.Policy.

@@ -100,7 +100,6 @@ type core struct {
 	stopped  error       // why nothing is written any more
 	atLeast  journal.LSN // what every flush must cover: the note of the last drop
 	reported [journal.MaxSlots]bool
-	lagging  [journal.MaxSlots]time.Duration // since when its lag is full; 0: it is not
 	common   [journal.MaxSlots]time.Duration // when it was last seen to stand still together with its peers
 	told     [journal.MaxSlots]error         // the lane's last error, once it was told
 
@@ -282,6 +281,7 @@ func (c *core) settle() (wake time.Duration) {
 		}
 		c.takeRotten(i, l)
 		at(c.supervise(journal.SlotID(i), l))
+		at(c.superviseLag(i, l))
 	}
 	c.advance()
 	c.release()
@@ -323,17 +323,13 @@ func (c *core) supervise(slot journal.SlotID, l *journal.Lane) time.Duration {
 		}
 		return 0
 	}
-	lag := c.superviseLag(int(slot), l)
 	oldest := c.oldest(int(slot))
 	if oldest == 0 {
-		return lag
+		return 0
 	}
 	due := oldest + c.stallBudget()
 	switch {
 	case c.now < due:
-		if lag != 0 {
-			return min(due, lag)
-		}
 		return due
 	case !c.standsAlone(int(slot)):
 		c.common[slot] = c.now
@@ -350,24 +346,15 @@ func (c *core) supervise(slot journal.SlotID, l *journal.Lane) time.Duration {
 // operation may take, because its checkpoints do not keep up, while those of a
 // quorum of its peers do. It returns when it has to look again, or 0.
 func (c *core) superviseLag(slot int, l *journal.Lane) time.Duration {
-	if l.Lag() < journal.FullPressure {
-		c.lagging[slot] = 0
+	since := l.LagSince()
+	if since == 0 || l.Fault() != nil {
 		return 0
 	}
-	if c.lagging[slot] == 0 {
-		c.lagging[slot] = c.now
-	}
-	if due := c.lagging[slot] + c.cfg.StallAfter; c.now < due {
+	if due := since + c.cfg.StallAfter; c.now < due {
 		return due
 	}
-	keepUp := 0
-	for i, peer := range c.lanes {
-		if i != slot && c.live[i] && peer.Lag() < journal.FullPressure/2 {
-			keepUp++
-		}
-	}
-	if keepUp >= c.cfg.Quorum {
-		c.faults = append(c.faults, fault{journal.SlotID(slot), false, lagged(c.now - c.lagging[slot])})
+	if c.quorumBeside(slot, func(peer int) bool { return c.lanes[peer].Lag() < journal.FullPressure/2 }) {
+		c.faults = append(c.faults, fault{journal.SlotID(slot), false, lagged(c.now - since)})
 	}
 	return c.now + c.cfg.StallAfter/4
 }
@@ -386,16 +373,21 @@ func (c *core) oldest(slot int) time.Duration {
 // stand still it is the host that does, and who was noticed first is no worse than
 // the others.
 func (c *core) standsAlone(slot int) bool {
-	answering := 0
+	return c.quorumBeside(slot, func(peer int) bool {
+		oldest := c.oldest(peer)
+		return oldest == 0 || c.now-oldest < c.stallBudget()/2
+	})
+}
+
+// quorumBeside tells whether a quorum of the other live slots does well.
+func (c *core) quorumBeside(slot int, well func(peer int) bool) bool {
+	n := 0
 	for i := range c.lanes {
-		if !c.live[i] || i == slot {
-			continue
-		}
-		if oldest := c.oldest(i); oldest == 0 || c.now-oldest < c.stallBudget()/2 {
-			answering++
+		if i != slot && c.live[i] && well(i) {
+			n++
 		}
 	}
-	return answering >= c.cfg.Quorum
+	return n >= c.cfg.Quorum
 }
 
 type rot struct {

@@ -68,9 +68,9 @@ const faultHelp = `A rule is a site, filters and one effect:
   any slot=1 error=EIO                        the disk of slot 1 is dead
 
 Sites: log.append log.sync segment.read segment.alloc superblock checkpoint
-reclaim any (net.send net.recv frontend are reserved). Filters: op= slot= shard= block= nth= p=
-count= for=. Effects: error=ERRNO delay=TIME hang drop duplicate reorder torn
-lost misdirect flip crash.`
+reclaim any (net.send net.recv frontend are reserved). Filters: op= slot= shard=
+block= nth= p= count= for=. Effects: error=ERRNO delay=TIME hang drop duplicate
+reorder torn lost misdirect flip crash.`
 
 func newFaultCommand() *cobra.Command {
 	fault := &cobra.Command{

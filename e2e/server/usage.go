@@ -18,6 +18,7 @@ const clockTick = 10 * time.Millisecond
 type Usage struct {
 	Processes     int
 	ResidentBytes int64         // sum of VmRSS: pages shared by two processes count twice
+	PeakBytes     int64         // the most that the main process ever had resident
 	CPU           time.Duration // user and system time since their start
 	Switches      int64         // voluntary context switches since their start: wake-ups
 	WrittenBytes  int64         // sent to disks since their start, as the kernel counts it
@@ -37,6 +38,11 @@ func (s *Server) Usage() (Usage, error) {
 			return Usage{}, fmt.Errorf("usage of %s: %w", s.cfg.Name, err)
 		}
 	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
+	if err != nil {
+		return Usage{}, fmt.Errorf("usage of %s: %w", s.cfg.Name, err)
+	}
+	sum.PeakBytes = statusField(string(status), "VmHWM:") << 10
 	return sum, nil
 }
 
