@@ -49,18 +49,24 @@
 //	│ magic  │version │  CRC   │ volume         │ pages  │ shards │ boot           │
 //	└────────┴────────┴────────┴────────────────┴────────┴────────┴────────────────┘
 //	                            └──────────────── covered by CRC ─────────────────┘
-//	 64: generation (8), stored atomically
-//	128: CRC of the rest (4), filesystem (8), type of the handle (4), its
-//	     length (2), that of the path (2), handle, path; zero to the end
+//	 256, 2176: two copies of the owner (1920 each), see owner.go
 //
 // Volume keeps one volume's server from replaying another's writes. Boot is
 // the kernel's boot id at creation: a disk file outlives a power cut, but with
-// its pages as old as their last write-back, so it is refused afterwards.
-// The rest, from 128 on, is the volume's directory, as a file handle and a path,
-// so that the arena of a volume that was removed can be told from one whose
-// volume was moved or is not mounted; see Prune. Zeros where that is not known.
-// Each retired LSN (8 bytes, stored atomically) has a cache line of its own,
-// because shards store theirs independently.
+// its pages as old as their last write-back, so it is refused afterwards. The
+// owner says which slots, in which generation and which directory, the records
+// belong to: a volume and its copy have one ID. Its directory is kept as a file
+// handle and a path, so that the arena of a volume that was removed can be told
+// from one whose volume was moved or is not mounted; see Prune and Elsewhere.
+//
+// Each retired LSN has a cache line of its own, because shards store theirs
+// independently: two copies, each an LSN (8) and its seal (8), stored atomically.
+// They say which records are not here because the slots have them: a slot that
+// lacks those is not the one from whose server the others are.
+//
+// Version 1 had neither owner nor seals: its generation (8) at 64, and its home
+// behind a checksum at 128. It is read, and becomes version 2 in place when its
+// owner is set.
 //
 // A record, one cache line, record i for page i:
 //
@@ -128,7 +134,6 @@ var (
 // Arena is a fixed set of pages and their records. See the package comment for
 // who may call what.
 type Arena struct {
-	header  *header
 	retired []retiredLSN
 	table   []pageRecord
 	payload []byte
@@ -233,23 +238,6 @@ func (a *Arena) FreePages() int {
 // Live returns how many pages are not free; 0 when nothing leaked.
 func (a *Arena) Live() int { return len(a.table) - a.FreePages() }
 
-// Retired notes that every record of the shard with this LSN or a smaller one
-// was freed. The value only grows; a smaller one is ignored.
-func (a *Arena) Retired(shard uint16, lsn uint64) {
-	v := &a.retired[shard].lsn
-	for old := v.Load(); lsn > old && !v.CompareAndSwap(old, lsn); old = v.Load() {
-	}
-}
-
-// RetiredLSN returns what Retired noted last; 0 when it never did.
-func (a *Arena) RetiredLSN(shard uint16) uint64 { return a.retired[shard].lsn.Load() }
-
-// Generation returns what SetGeneration stored last; 0 when it never did.
-func (a *Arena) Generation() uint64 { return a.header.generation.Load() }
-
-// SetGeneration stores the generation whose server uses the arena.
-func (a *Arena) SetGeneration(g uint64) { a.header.generation.Store(g) }
-
 // Close unmaps the arena and unlocks its file, which stays, with its records.
 // Every slice of a page becomes invalid: nothing may be reading or writing
 // one, in the kernel or here.
@@ -261,7 +249,7 @@ func (a *Arena) Close() error {
 	if a.file != nil {
 		err = errors.Join(err, a.file.Close())
 	}
-	a.header, a.retired, a.table, a.payload, a.mapped, a.file = nil, nil, nil, nil, nil, nil
+	a.retired, a.table, a.payload, a.mapped, a.file = nil, nil, nil, nil, nil
 	if err != nil {
 		return fmt.Errorf("arena: close %s: %w", a.path, err)
 	}

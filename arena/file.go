@@ -185,7 +185,7 @@ func allocate(file *os.File, sizeBytes int64) error {
 
 // readIdentity checks everything about a file that can be checked before it is
 // mapped.
-func readIdentity(file *os.File, want *identity) (identity, error) {
+func readIdentity(file *os.File, want *identity, kind Kind) (identity, error) {
 	b := make([]byte, headerSize)
 	if n, err := file.ReadAt(b, 0); errors.Is(err, io.EOF) {
 		return identity{}, fmt.Errorf("%w: %d bytes, want a header of %d", ErrCorrupt, n, headerSize)
@@ -196,7 +196,7 @@ func readIdentity(file *os.File, want *identity) (identity, error) {
 	if err != nil {
 		return id, err
 	}
-	if err := id.check(want); err != nil {
+	if err := id.check(want, kind); err != nil {
 		return id, err
 	}
 	st, err := file.Stat()

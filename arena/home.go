@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,71 +23,108 @@ type home struct {
 	handle     []byte
 }
 
-// Where a home is in the header; see the package comment.
-const (
-	homeAt       = 128
-	homeHandleAt = homeAt + 20
-	homeSize     = headerSize - homeAt
-)
+// homeFixed is what stands before a home's handle and path.
+const homeFixed = 16
 
-// findHome describes a directory; nil when there is none, or when its
-// filesystem has no handles, which leaves its arena for ever.
+// findHome describes a directory; nil when there is none to describe. Where its
+// filesystem has no handles its path is all that is known, and its end can never
+// be proved.
 func findHome(dir string) *home {
-	var fs unix.Statfs_t
-	if !filepath.IsAbs(dir) || unix.Statfs(dir, &fs) != nil || fs.Fsid == (unix.Fsid{}) {
+	if !filepath.IsAbs(dir) || ownerHomeAt+homeFixed+len(dir) > ownerSize {
 		return nil
+	}
+	h := &home{path: dir}
+	var fs unix.Statfs_t
+	if unix.Statfs(dir, &fs) != nil || fs.Fsid == (unix.Fsid{}) {
+		return h
 	}
 	handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, dir, 0)
-	if err != nil || homeHandleAt+handle.Size()+len(dir) > headerSize {
-		return nil
+	if err == nil && ownerHomeAt+homeFixed+handle.Size()+len(dir) <= ownerSize {
+		h.filesystem, h.handleType, h.handle = fs.Fsid, handle.Type(), handle.Bytes()
 	}
-	return &home{path: dir, filesystem: fs.Fsid, handleType: handle.Type(), handle: handle.Bytes()}
+	return h
 }
 
-// encode returns the home's part of the header, zeros for none.
-func (h *home) encode() []byte {
-	b := make([]byte, homeSize)
+// encode writes the home to b, which is zero: filesystem (8), type of the handle
+// (4), its length (2), that of the path (2), handle, path. Zeros for none.
+func (h *home) encode(b []byte) {
 	if h == nil {
-		return b
+		return
 	}
-	binary.NativeEndian.PutUint32(b[4:], uint32(h.filesystem.Val[0]))
-	binary.NativeEndian.PutUint32(b[8:], uint32(h.filesystem.Val[1]))
-	binary.NativeEndian.PutUint32(b[12:], uint32(h.handleType))
-	binary.NativeEndian.PutUint16(b[16:], uint16(len(h.handle)))
-	binary.NativeEndian.PutUint16(b[18:], uint16(len(h.path)))
-	copy(b[20:], h.handle)
-	copy(b[20+len(h.handle):], h.path)
-	binary.NativeEndian.PutUint32(b, crc32.Checksum(b[4:], castagnoli))
-	return b
+	binary.NativeEndian.PutUint32(b, uint32(h.filesystem.Val[0]))
+	binary.NativeEndian.PutUint32(b[4:], uint32(h.filesystem.Val[1]))
+	binary.NativeEndian.PutUint32(b[8:], uint32(h.handleType))
+	binary.NativeEndian.PutUint16(b[12:], uint16(len(h.handle)))
+	binary.NativeEndian.PutUint16(b[14:], uint16(len(h.path)))
+	copy(b[homeFixed:], h.handle)
+	copy(b[homeFixed+len(h.handle):], h.path)
 }
 
 // decodeHome reads what encode has written; nil for anything else.
 func decodeHome(b []byte) *home {
-	if binary.NativeEndian.Uint32(b) != crc32.Checksum(b[4:], castagnoli) {
+	size, length := int(binary.NativeEndian.Uint16(b[12:])), int(binary.NativeEndian.Uint16(b[14:]))
+	if length == 0 || homeFixed+size+length > len(b) {
 		return nil
 	}
-	size, length := int(binary.NativeEndian.Uint16(b[16:])), int(binary.NativeEndian.Uint16(b[18:]))
-	if size == 0 || length == 0 || 20+size+length > len(b) {
-		return nil
+	h := &home{
+		handleType: int32(binary.NativeEndian.Uint32(b[8:])),
+		handle:     bytes.Clone(b[homeFixed : homeFixed+size]), path: string(b[homeFixed+size : homeFixed+size+length]),
 	}
-	h := &home{handleType: int32(binary.NativeEndian.Uint32(b[12:])), handle: b[20 : 20+size], path: string(b[20+size : 20+size+length])}
-	h.filesystem.Val[0], h.filesystem.Val[1] = int32(binary.NativeEndian.Uint32(b[4:])), int32(binary.NativeEndian.Uint32(b[8:]))
+	h.filesystem.Val[0], h.filesystem.Val[1] = int32(binary.NativeEndian.Uint32(b)), int32(binary.NativeEndian.Uint32(b[4:]))
 	return h
 }
 
-// settle notes in a locked file which volume it now is of.
-func settle(file *os.File, dir string) error {
-	want, found := findHome(dir).encode(), make([]byte, homeSize)
-	if _, err := file.ReadAt(found, homeAt); err != nil {
-		return fmt.Errorf("read the volume's directory: %w", err)
+// Elsewhere returns where the arena's home is, if that is another directory than
+// dir and still there; empty if it is dir itself, whatever it is called by now, or
+// gone, or not known. Where handles cannot be opened its path decides.
+func (o *Owner) Elsewhere(dir string) string {
+	if o.home == nil {
+		return ""
 	}
-	if bytes.Equal(want, found) {
-		return nil
+	here, err := os.Stat(dir)
+	if err != nil {
+		return ""
 	}
-	if _, err := file.WriteAt(want, homeAt); err != nil {
-		return fmt.Errorf("write the volume's directory: %w", err)
+	if there, err := os.Stat(o.home.path); err == nil && os.SameFile(here, there) {
+		return ""
 	}
-	return nil
+	found, err := o.home.open()
+	if err != nil {
+		if there, errPath := exists(o.home.path); errors.Is(err, unix.ESTALE) || errPath != nil || !there {
+			return ""
+		}
+		return o.home.path
+	}
+	defer found.Close()
+	there, err := found.Stat()
+	if err != nil || os.SameFile(here, there) {
+		return ""
+	}
+	if path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", found.Fd())); err == nil {
+		return path
+	}
+	return o.home.path
+}
+
+// open opens the directory by its handle. ESTALE: it was removed.
+func (h *home) open() (*os.File, error) {
+	above, err := openAbove(h.path)
+	if err != nil {
+		return nil, err
+	}
+	defer above.Close()
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(above.Fd()), &fs); err != nil {
+		return nil, err
+	}
+	if fs.Fsid != h.filesystem || len(h.handle) == 0 {
+		return nil, unix.EXDEV
+	}
+	fd, err := unix.OpenByHandleAt(int(above.Fd()), unix.NewFileHandle(h.handleType, h.handle), unix.O_PATH|unix.O_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), h.path), nil
 }
 
 // gone proves that the directory was removed: its filesystem is there, and
@@ -97,18 +133,9 @@ func (h *home) gone() bool {
 	if there, err := exists(h.path); there || err != nil {
 		return false
 	}
-	above, err := openAbove(h.path)
-	if err != nil {
-		return false
-	}
-	defer above.Close()
-	var fs unix.Statfs_t
-	if unix.Fstatfs(int(above.Fd()), &fs) != nil || fs.Fsid != h.filesystem {
-		return false
-	}
-	fd, err := unix.OpenByHandleAt(int(above.Fd()), unix.NewFileHandle(h.handleType, h.handle), unix.O_PATH|unix.O_CLOEXEC)
+	found, err := h.open()
 	if err == nil {
-		unix.Close(fd)
+		found.Close()
 	}
 	return errors.Is(err, unix.ESTALE)
 }
@@ -170,12 +197,15 @@ func prune(path string) (removed string) {
 // homeless returns the directory of the volume of an arena if it was removed.
 func homeless(file *os.File) string {
 	header := make([]byte, headerSize)
-	if _, err := file.ReadAt(header, 0); err != nil || string(header[:len(magic)]) != magic || binary.NativeEndian.Uint32(header[8:]) != version {
+	if _, err := file.ReadAt(header, 0); err != nil || string(header[:len(magic)]) != magic {
 		return ""
 	}
-	h := decodeHome(header[homeAt:])
-	if h == nil || !h.gone() {
+	if v := binary.NativeEndian.Uint32(header[8:]); v < firstVersion || v > version {
 		return ""
 	}
-	return h.path
+	owner, _, err := readOwner(header)
+	if err != nil || owner.home == nil || !owner.Whole || !owner.home.gone() {
+		return ""
+	}
+	return owner.Home
 }

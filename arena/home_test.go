@@ -1,6 +1,8 @@
 package arena
 
 import (
+	"encoding/binary"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,16 +11,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// homedOptions are those of an arena, and the directory of its volume.
+type homedOptions struct {
+	Options
+	Home string
+}
+
 // homed makes an arena with a record, of a volume in a directory of its own,
 // and returns its path, closed, with its options.
-func homed(t *testing.T) (string, Options) {
-	o := options(t, 8)
-	o.Home = filepath.Join(t.TempDir(), "a", "volume")
+func homed(t *testing.T) (string, homedOptions) {
+	o := homedOptions{options(t, 8), filepath.Join(t.TempDir(), "a", "volume")}
 	if err := os.MkdirAll(o.Home, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	h := findHome(o.Home)
-	if h == nil {
+	if len(h.handle) == 0 {
 		t.Skipf("the filesystem of %s has no file handles", o.Home)
 	}
 	fd, err := unix.OpenByHandleAt(unix.AT_FDCWD, unix.NewFileHandle(h.handleType, h.handle), unix.O_PATH)
@@ -26,11 +33,20 @@ func homed(t *testing.T) (string, Options) {
 		t.Skipf("a file handle cannot be opened: %v", err)
 	}
 	unix.Close(fd)
-	return newFile(t, o), o
+	path := newFile(t, o.Options)
+	settle(t, o, o.Home)
+	return path, o
+}
+
+// settle opens the arena and says that its volume is in a directory.
+func settle(t *testing.T, o homedOptions, home string) {
+	a := open(t, o.Options)
+	a.SetOwner(Owner{Generation: 1, Home: home, Whole: true})
+	closeArena(t, a)
 }
 
 // pruned tells whether Prune removes the file, and that it says so.
-func pruned(t *testing.T, path string, o Options) bool {
+func pruned(t *testing.T, path string, o homedOptions) bool {
 	t.Helper()
 	removed, err := Prune(o.Dir)
 	if err != nil {
@@ -84,43 +100,41 @@ func TestPrune(t *testing.T) {
 
 // TestPruneLeaves: an arena whose volume may come back stays, with every byte.
 func TestPruneLeaves(t *testing.T) {
-	for name, change := range map[string]func(t *testing.T, path string, o *Options) error{
-		"moved": func(t *testing.T, path string, o *Options) error { return os.Rename(o.Home, o.Home+"2") },
-		"moved to another directory": func(t *testing.T, path string, o *Options) error {
+	for name, change := range map[string]func(t *testing.T, path string, o *homedOptions) error{
+		"moved": func(t *testing.T, path string, o *homedOptions) error { return os.Rename(o.Home, o.Home+"2") },
+		"moved to another directory": func(t *testing.T, path string, o *homedOptions) error {
 			return os.Rename(filepath.Dir(o.Home), filepath.Join(t.TempDir(), "b"))
 		},
-		"another filesystem": func(t *testing.T, path string, o *Options) error {
+		"another filesystem": func(t *testing.T, path string, o *homedOptions) error {
 			return edit(path, o, func(h *home) { h.filesystem.Val[0]++ })
 		},
-		"a path that cannot be looked at": func(t *testing.T, path string, o *Options) error {
+		"a path that cannot be looked at": func(t *testing.T, path string, o *homedOptions) error {
 			return edit(path, o, func(h *home) { h.path = "/" + strings.Repeat("x", 300) })
 		},
-		"rotten": func(t *testing.T, path string, o *Options) error {
+		"rotten": func(t *testing.T, path string, o *homedOptions) error {
 			b := read(t, path)
-			b[homeHandleAt]++
+			for i := range 2 {
+				b[ownerAt+i*ownerSize+ownerHomeAt+homeFixed]++
+			}
 			write(t, path, b)
 			return os.RemoveAll(o.Home)
 		},
-		"another version": func(t *testing.T, path string, o *Options) error {
+		"another version": func(t *testing.T, path string, o *homedOptions) error {
 			b := read(t, path)
 			b[8]++
 			write(t, path, b)
 			return os.RemoveAll(o.Home)
 		},
-		"open": func(t *testing.T, path string, o *Options) error {
-			open(t, *o)
+		"open": func(t *testing.T, path string, o *homedOptions) error {
+			open(t, o.Options)
 			return os.RemoveAll(o.Home)
 		},
-		"opened without a home since": func(t *testing.T, path string, o *Options) error {
-			without := *o
-			without.Home = ""
-			closeArena(t, open(t, without))
+		"opened without a home since": func(t *testing.T, path string, o *homedOptions) error {
+			settle(t, *o, "")
 			return os.RemoveAll(o.Home)
 		},
-		"moved, and opened there since": func(t *testing.T, path string, o *Options) error {
-			now := *o
-			now.Home = t.TempDir()
-			closeArena(t, open(t, now))
+		"moved, and opened there since": func(t *testing.T, path string, o *homedOptions) error {
+			settle(t, *o, t.TempDir())
 			return os.RemoveAll(o.Home)
 		},
 	} {
@@ -141,7 +155,7 @@ func TestPruneLeaves(t *testing.T) {
 }
 
 // edit removes the volume and changes what its arena says of it.
-func edit(path string, o *Options, change func(*home)) error {
+func edit(path string, o *homedOptions, change func(*home)) error {
 	h := findHome(o.Home)
 	change(h)
 	file, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -149,23 +163,31 @@ func edit(path string, o *Options, change func(*home)) error {
 		return err
 	}
 	defer file.Close()
-	if _, err := file.WriteAt(h.encode(), homeAt); err != nil {
-		return err
+	for i := range 2 {
+		c := ownerCopy{Owner{Home: h.path, Whole: true, home: h}, uint64(i)}
+		if _, err := file.WriteAt(c.encode(), int64(ownerAt+i*ownerSize)); err != nil {
+			return err
+		}
 	}
 	return os.RemoveAll(o.Home)
 }
 
-// FuzzHome: what is not a home is none, whatever its bytes.
-func FuzzHome(f *testing.F) {
-	h := home{path: "/volume", handleType: 1, handle: []byte{1, 2, 3, 4, 5, 6, 7, 8}}
-	f.Add(h.encode())
-	f.Add(make([]byte, homeSize))
+// FuzzOwner: what is not an owner is none, whatever its bytes.
+func FuzzOwner(f *testing.F) {
+	c := ownerCopy{Owner{Generation: 7, Home: "/volume", home: &home{path: "/volume", handleType: 1, handle: []byte{1, 2, 3}}}, 5}
+	f.Add(c.encode())
+	f.Add(make([]byte, ownerSize))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) != homeSize {
+		if len(b) != ownerSize {
 			return
 		}
-		if h := decodeHome(b); h != nil && (h.path == "" || len(h.handle) == 0) {
-			t.Errorf("%+v", h)
+		c, ok := decodeOwner(b)
+		if !ok {
+			binary.NativeEndian.PutUint32(b, crc32.Checksum(b[4:], castagnoli))
+			c, _ = decodeOwner(b)
+		}
+		if c.home != nil && (c.home.path == "" || c.home.path != c.Home) {
+			t.Errorf("%+v", c)
 		}
 	})
 }

@@ -318,7 +318,7 @@ func checkRecord(t *testing.T, a *Arena, r Recovered, seq uint64) {
 
 // checkShard holds what was found against the ledger.
 func checkShard(t *testing.T, a *Arena, shard uint16, l *ledger, seen map[uint64]int) (torn int) {
-	acked, freeing, retired := l.acked.Load(), l.freeing.Load(), a.RetiredLSN(shard)
+	acked, freeing, retired := l.acked.Load(), l.freeing.Load(), retired(t, a, shard)
 	if retired > freeing || retired+1 < freeing {
 		t.Errorf("shard %d: retired %d while %d is being freed", shard, retired, freeing)
 	}

@@ -12,8 +12,13 @@ import (
 )
 
 const (
-	magic   = "TRIVETar"
-	version = 1
+	magic        = "TRIVETar"
+	version      = 2
+	firstVersion = 1 // is read, and becomes the present one in place: see SetOwner
+
+	// Where version 1 had its generation and, behind a checksum, its home.
+	firstGenerationAt = 64
+	firstHomeAt       = 128
 
 	headerSize  = 4096
 	maxPages    = 1 << 24 // 64 GiB
@@ -21,17 +26,11 @@ const (
 	retiredSize = 64
 )
 
-// header is the part of the file's first page that changes; identity is the
-// part that does not. The package comment draws both.
-type header struct {
-	_          [64]byte
-	generation atomic.Uint64
-}
-
-// retiredLSN has a cache line of its own.
+// retiredLSN has a cache line of its own. It is kept twice, each with its seal; see
+// Arena.Retired.
 type retiredLSN struct {
-	lsn atomic.Uint64
-	_   [retiredSize - 8]byte
+	copies [2]struct{ lsn, seal atomic.Uint64 }
+	_      [retiredSize - 32]byte
 }
 
 // identity is what a file is created with: whose it is, and its layout.
@@ -62,8 +61,8 @@ func decodeIdentity(b []byte) (identity, error) {
 	if string(b[:8]) != magic {
 		return id, fmt.Errorf("%w: magic %q, want %q", ErrForeign, b[:8], magic)
 	}
-	if v := binary.NativeEndian.Uint32(b[8:]); v != version {
-		return id, fmt.Errorf("%w: version %d, want %d", ErrVersion, v, version)
+	if v := binary.NativeEndian.Uint32(b[8:]); v < firstVersion || v > version {
+		return id, fmt.Errorf("%w: version %d, want %d to %d", ErrVersion, v, firstVersion, version)
 	}
 	found, want := binary.NativeEndian.Uint32(b[12:]), crc32.Checksum(b[16:56], castagnoli)
 	if found != want {
@@ -81,17 +80,23 @@ func decodeIdentity(b []byte) (identity, error) {
 }
 
 // check compares a file's identity with the one that is expected. The number
-// of pages may differ: what is in the file decides.
-func (id *identity) check(want *identity) error {
+// of pages may differ: what is in the file decides. A file in memory is of this
+// boot; one on a disk is only if the kernel says so.
+func (id *identity) check(want *identity, kind Kind) error {
 	switch {
 	case id.volume != want.volume:
 		return fmt.Errorf("%w: volume %x, want %x", ErrForeign, id.volume, want.volume)
 	case id.shards != want.shards:
 		return fmt.Errorf("%w: %d shards, want %d", ErrForeign, id.shards, want.shards)
-	case id.boot != want.boot:
+	case id.boot == want.boot && id.boot != [16]byte{}:
+		return nil
+	case kind == TmpFS && (id.boot == [16]byte{} || want.boot == [16]byte{}):
+		return nil
+	case want.boot == [16]byte{}:
+		return fmt.Errorf("%w: the kernel does not say which boot this is: what it holds may be older than the log", ErrStale)
+	default:
 		return fmt.Errorf("%w: boot %x, now %x: what it holds may be older than the log", ErrStale, id.boot, want.boot)
 	}
-	return nil
 }
 
 // layout says where the parts of a file begin, in bytes.
@@ -114,7 +119,6 @@ func roundUp(n int64) int64 { return (n + PageSize - 1) / PageSize * PageSize }
 func (a *Arena) attach(mapped []byte, id *identity) {
 	l := id.layout()
 	a.mapped = mapped
-	a.header = (*header)(unsafe.Pointer(&mapped[0]))
 	a.retired = unsafe.Slice((*retiredLSN)(unsafe.Pointer(&mapped[l.retiredAt])), id.shards)
 	a.table = unsafe.Slice((*pageRecord)(unsafe.Pointer(&mapped[l.tableAt])), id.pages)
 	a.payload = mapped[l.payloadAt:l.sizeBytes:l.sizeBytes]
@@ -126,8 +130,16 @@ func (a *Arena) attach(mapped []byte, id *identity) {
 	}
 }
 
-// bootID returns the kernel's identity of this boot; zeros where it has none,
-// which makes all boots look alike.
+// version returns the version of the mapped header.
+func (a *Arena) version() uint32 { return binary.NativeEndian.Uint32(a.mapped[8:]) }
+
+// setVersion makes the header one of the present version, with one store.
+func (a *Arena) setVersion() { storeWord(a.mapped[8:], version) }
+
+// storeWord stores four bytes of mapped memory at once, behind all stores before.
+func storeWord(b []byte, v uint32) { (*atomic.Uint32)(unsafe.Pointer(&b[0])).Store(v) }
+
+// bootID returns the kernel's identity of this boot; zeros where it has none.
 func bootID() (id [16]byte) {
 	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

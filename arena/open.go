@@ -28,10 +28,6 @@ type Options struct {
 	// Shards is the number of shards, 1 to 4096, fixed for a volume.
 	Shards int
 
-	// Home is the absolute path of the directory that holds all of the volume,
-	// for Prune; empty when there is none.
-	Home string
-
 	// Notify is called without a lock held, on the goroutine that freed pages,
 	// when an Alloc has failed since its last call. It must not block.
 	Notify func()
@@ -172,11 +168,8 @@ func (a *Arena) load(o *Options) error {
 			return &unusableError{errors.Join(err, os.Remove(a.path))}
 		}
 	}
-	id, err := readIdentity(a.file, &want)
+	id, err := readIdentity(a.file, &want, a.kind)
 	if err != nil {
-		return err
-	}
-	if err := settle(a.file, o.Home); err != nil {
 		return err
 	}
 	mapped, err := unix.Mmap(int(a.file.Fd()), 0, int(id.layout().sizeBytes),

@@ -51,8 +51,8 @@ func TestRefused(t *testing.T) {
 		says   string
 		change func(b []byte) []byte
 	}{
-		{"next version", ErrVersion, "version 2, want 1", func(b []byte) []byte { b[8]++; return b }},
-		{"next version, other layout", ErrVersion, "version 2, want 1", func(b []byte) []byte { b[8]++; return b[:headerSize] }},
+		{"next version", ErrVersion, "version 3, want 1 to 2", func(b []byte) []byte { b[8]++; return b }},
+		{"next version, other layout", ErrVersion, "version 3, want 1 to 2", func(b []byte) []byte { b[8]++; return b[:headerSize] }},
 		{"other magic", ErrForeign, "magic", func(b []byte) []byte { b[0]++; return b }},
 		{"magic lost", ErrForeign, "magic", func(b []byte) []byte { clear(b[:8]); return b }},
 		{"header lost", ErrForeign, "magic", func(b []byte) []byte { clear(b[:headerSize]); return b }},

@@ -86,6 +86,12 @@ func (c *Client) RemoveFault(ctx context.Context, id string) (int, error) {
 	return removed.Count, err
 }
 
+// ReplaceSlot makes a new slot in the place of one, in a directory, or where the
+// old one was if that is empty. It returns once the slot is made.
+func (c *Client) ReplaceSlot(ctx context.Context, slot int, at string) error {
+	return c.call(ctx, http.MethodPost, fmt.Sprintf("/slots/%d/replace", slot), at, new(Replaced))
+}
+
 // call sends one request and decodes the answer. Errors are a *Refusal, wrap
 // ErrUnreachable, or tell of an answer that could not be read.
 func (c *Client) call(ctx context.Context, method, path, body string, into any) error {

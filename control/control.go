@@ -8,7 +8,8 @@
 //	GET    /faults         []inject.Status
 //	POST   /faults         a rule as text; answers its inject.Status
 //	DELETE /faults/{id}    one rule, or 'all'; answers Removed
-//	POST   /slots/{id}/fault|resync|replace
+//	POST   /slots/{id}/replace  the new slot's directory, or nothing for that of the
+//	                       old one; answers Replaced once the slot is made
 //	GET    /metrics        Prometheus text
 //	GET    /debug/pprof/   the Go profiler
 //
@@ -21,10 +22,14 @@
 // bounded amount of memory: connections, header and body have limits.
 package control
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // Target is what the server shows. Its methods are called from many goroutines
-// at once, must not block on I/O and return values that the caller may keep.
+// at once and return values that the caller may keep. But for ReplaceSlot they
+// must not block on I/O.
 type Target interface {
 	// Status describes the volume now.
 	Status() Status
@@ -32,6 +37,9 @@ type Target interface {
 	Inflight() []Inflight
 	// Events returns what happened last, the oldest first.
 	Events() []Event
+	// ReplaceSlot makes a new slot in the place of one, in a directory, or where
+	// the old one was if that is empty.
+	ReplaceSlot(ctx context.Context, slot int, at string) error
 }
 
 // State is how well a volume serves.

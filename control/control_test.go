@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -58,6 +59,17 @@ func (fixed) Status() Status {
 
 func (fixed) Inflight() []Inflight {
 	return []Inflight{{Op: "write", OffsetBytes: 0x3a000, LengthBytes: 4096, Stage: "replicate", AgeSeconds: 5.2, Waiting: "slot 2"}}
+}
+
+// ReplaceSlot refuses every slot but one.
+func (fixed) ReplaceSlot(_ context.Context, slot int, at string) error {
+	if slot != 1 {
+		return fmt.Errorf("slot %d is needed", slot)
+	}
+	if at != "" && at != "/new" {
+		return fmt.Errorf("not at %q", at)
+	}
+	return nil
 }
 
 func (fixed) Events() []Event { return []Event{{Time: instant, What: "slot 1 faulted"}} }
@@ -167,8 +179,10 @@ func TestRefusals(t *testing.T) {
 		{"id of 64 bits", "DELETE", "/faults/4294967297", "", set, 404, "no fault"},
 		{"without faults", "GET", "/faults", "", nil, 501, "no fault rules"},
 		{"without faults", "POST", "/faults", "any delay=1ms", nil, 501, "no fault rules"},
-		{"slot action", "POST", "/slots/1/resync", "", set, 501, "not in this build"},
-		{"slot nonsense", "POST", "/slots/1/frob", "", set, 404, "unknown action"},
+		{"slot that is needed", "POST", "/slots/0/replace", "", set, 409, "slot 0 is needed"},
+		{"slot elsewhere", "POST", "/slots/1/replace", "/old", set, 409, "not at"},
+		{"slot that is none", "POST", "/slots/x/replace", "", set, 404, "no slot"},
+		{"slot nonsense", "POST", "/slots/1/frob", "", set, 404, "not here"},
 		{"elsewhere", "GET", "/nowhere", "", set, 404, "/status"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"strconv"
+	"strings"
 
 	"trivet/inject"
 )
@@ -29,7 +30,7 @@ func newHandler(o Options) http.Handler {
 	mux.HandleFunc("GET /faults", h.withFaults(h.listFaults))
 	mux.HandleFunc("POST /faults", h.withFaults(h.addFault))
 	mux.HandleFunc("DELETE /faults/{id}", h.withFaults(h.removeFault))
-	mux.HandleFunc("POST /slots/{id}/{action}", h.slotAction)
+	mux.HandleFunc("POST /slots/{id}/replace", h.replaceSlot)
 	mux.Handle("GET /metrics", newMetricsHandler(o.Target))
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
@@ -105,21 +106,33 @@ type Removed struct {
 	Count int `json:"removed"`
 }
 
-func (h *handler) slotAction(w http.ResponseWriter, r *http.Request) {
-	switch action := r.PathValue("action"); action {
-	case "fault", "resync", "replace":
-		refuse(w, http.StatusNotImplemented, fmt.Sprintf(
-			"slot %s: %s is not in this build; a slot that was dropped comes back by itself",
-			r.PathValue("id"), action))
-	default:
-		refuse(w, http.StatusNotFound, fmt.Sprintf(
-			"slot %s: unknown action %q; there are fault, resync and replace", r.PathValue("id"), action))
+// Replaced answers the replacement of a slot.
+type Replaced struct {
+	Slot int `json:"replaced"`
+}
+
+func (h *handler) replaceSlot(w http.ResponseWriter, r *http.Request) {
+	at, err := io.ReadAll(r.Body)
+	if err != nil {
+		refuse(w, bodyStatus(err), fmt.Sprintf("read the directory: %v", err))
+		return
 	}
+	slot, err := strconv.Atoi(r.PathValue("id"))
+	if err != nil {
+		refuse(w, http.StatusNotFound, fmt.Sprintf("no slot %q; they are numbered from 0 on", r.PathValue("id")))
+		return
+	}
+	if err := h.target.ReplaceSlot(r.Context(), slot, strings.TrimSpace(string(at))); err != nil {
+		refuse(w, http.StatusConflict, err.Error())
+		return
+	}
+	h.log.Info("slot replaced", "slot", slot, "at", string(at))
+	answer(w, Replaced{Slot: slot})
 }
 
 func notFound(w http.ResponseWriter, r *http.Request) {
 	refuse(w, http.StatusNotFound, fmt.Sprintf("%s %s: not here; there are /status, /inflight, /events, "+
-		"/faults, /metrics and /debug/pprof/", r.Method, r.URL.Path))
+		"/faults, /slots/ID/replace, /metrics and /debug/pprof/", r.Method, r.URL.Path))
 }
 
 func bodyStatus(err error) int {

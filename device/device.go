@@ -36,7 +36,7 @@ import (
 type Device struct {
 	info       Info
 	opt        Options
-	dirs       []string // of the slots, by ID
+	layout     *layout // of the volume; a slot's place changes under slotsMu
 	group      *replica.Group
 	membership *replica.Membership
 	slotsMu    sync.Mutex        // guards engines, and of the group Slots, Absent and Generation; held for no I/O

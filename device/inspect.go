@@ -81,7 +81,7 @@ func (d *Device) addSlots(s *Snapshot) {
 	defer d.slotsMu.Unlock()
 	s.Generation = d.group.Generation
 	for i := range d.group.Replicas {
-		slot := SlotSnapshot{ID: i, Where: d.dirs[i], Live: live[i], Reason: d.group.Absent[i]}
+		slot := SlotSnapshot{ID: i, Where: d.layout.dirs[i], Live: live[i], Reason: d.group.Absent[i]}
 		if e := d.engines[i]; e != nil {
 			slot.Segments, slot.SegmentsFree = e.Slot().Segments()
 			slot.Checkpoint = e.Slot().CheckpointSequence()

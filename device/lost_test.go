@@ -169,8 +169,9 @@ func TestVolumeRemoved(t *testing.T) {
 	var paths []string
 	for i, dir := range dirs {
 		v.must(os.Mkdir(dir, 0o700))
-		a, err := arena.Open(arena.Options{Volume: journal.Volume{byte(i)}, Dir: v.opt.ArenaDir, SizeBytes: 4096, Shards: 1, Home: dir})
+		a, err := arena.Open(arena.Options{Volume: journal.Volume{byte(i)}, Dir: v.opt.ArenaDir, SizeBytes: 4096, Shards: 1})
 		v.must(err)
+		a.SetOwner(arena.Owner{Generation: 1, Home: dir, Whole: true})
 		if a.Kind() != arena.TmpFS {
 			t.Skip("there is no shared memory")
 		}

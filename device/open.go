@@ -2,15 +2,13 @@ package device
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"math/bits"
 	"os"
 	"path/filepath"
-	"runtime"
+	"reflect"
 	"strings"
 	"time"
 
@@ -42,8 +40,13 @@ type Options struct {
 	Memory   uint64        // bytes for arena, map pages and block cache
 	Deadline time.Duration // of a request; default 20 s
 	Survivor int           // see replica.Options
-	Faults   *inject.Set   // may be nil
-	Log      *slog.Logger
+	Replace  uint8         // the same
+	// NewIdentity makes the volume, which is a copy, one of its own.
+	NewIdentity bool
+	// AdoptArena and AcceptLoss are those of replica.Assembly.
+	AdoptArena, AcceptLoss bool
+	Faults                 *inject.Set // may be nil
+	Log                    *slog.Logger
 	// HelperCommand starts the metadata helper; default: this program.
 	HelperCommand []string
 	// ReclaimAlways cleans segments whether or not space is short, for tests.
@@ -81,106 +84,24 @@ func Open(ctx context.Context, opt Options) (*Device, error) {
 		opt.pause = pause
 	}
 	d := &Device{opt: opt, epoch: time.Now(), events: &events{log: opt.Log}, drained: make(chan struct{}, 1)}
-	d.returns.wake = make(chan struct{}, 1)
+	d.returns.wake, d.returns.orders = make(chan struct{}, 1), make(chan order)
 	d.parts.New = func() any {
 		p := new(part)
 		p.Done = func(*shard.Part) { p.done() }
 		return p
 	}
-	dirs, err := d.directories()
-	if err != nil {
-		return nil, err
-	}
-	d.dirs = dirs
-	if err := d.openSlots(ctx, dirs); err != nil {
+	if err := d.openSlots(ctx); err != nil {
 		return nil, errors.Join(err, d.abandon())
 	}
 	if err := d.activate(); err != nil {
 		return nil, errors.Join(err, d.abandon())
 	}
+	if err := d.keepRecord(); err != nil {
+		return nil, errors.Join(err, d.abandon())
+	}
 	d.pruneArenas()
 	d.returns.start(d)
 	return d, nil
-}
-
-// directories returns the slots' directories by ID. The number of replicas is
-// that of the volume, or what was asked for.
-func (d *Device) directories() ([]string, error) {
-	o := &d.opt
-	dir := func(i int) string {
-		if o.Slots[i] != "" {
-			return o.Slots[i]
-		}
-		return filepath.Join(o.Dir, fmt.Sprintf("slot-%d", i))
-	}
-	found := 0
-	var unreadable error
-	for i := range journal.MaxSlots {
-		super, err := inspectSlot(dir(i))
-		if super != nil {
-			found = int(super.Replicas)
-			break
-		}
-		if err != nil && unreadable == nil {
-			unreadable = fmt.Errorf("slot %d in %s: %w", i, dir(i), err)
-		}
-	}
-	switch {
-	case found == 0 && unreadable != nil: // there may be a volume: none is made over it
-		return nil, unreadable
-	case found == 0 && o.Size == 0:
-		return nil, ErrNoVolume
-	case found == 0 && o.Replicas == 0:
-		found = journal.MaxSlots
-	case found == 0:
-		found = o.Replicas
-	case o.Replicas != 0 && o.Replicas != found:
-		return nil, fmt.Errorf("the volume in %s has %d replicas, not %d", o.Dir, found, o.Replicas)
-	}
-	o.Replicas = found
-	dirs := make([]string, found)
-	for i := range dirs {
-		dirs[i] = dir(i)
-	}
-	return dirs, nil
-}
-
-// inspectSlot returns the superblock in a directory, nil when there is none and
-// never was.
-func inspectSlot(dir string) (*journal.Superblock, error) {
-	files, err := disk.Real(dir, disk.Options{})
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return replica.Inspect(files)
-}
-
-// geometry is that of the volume that exists, or of the one to be made.
-func (d *Device) geometry(dirs []string) (g replica.Geometry, err error) {
-	for _, dir := range dirs {
-		if super, err := inspectSlot(dir); err == nil && super != nil {
-			g = replica.Geometry{
-				Volume: super.Volume, Name: super.Name, SizeBytes: super.SizeBytes, Replicas: int(super.Replicas),
-				Shards: int(super.Shards), SegmentBlocks: super.SegmentBlocks,
-			}
-			return g, d.agrees(g)
-		}
-	}
-	o := &d.opt
-	g = replica.Geometry{
-		Name: o.Name, SizeBytes: o.Size, Replicas: o.Replicas, Shards: o.Shards,
-		SegmentBlocks: replica.SegmentBlocksFor(o.Size),
-	}
-	if g.Shards == 0 {
-		g.Shards = max(2, 1<<bits.Len(uint(runtime.NumCPU()-1)))
-	}
-	if _, err := rand.Read(g.Volume[:]); err != nil {
-		return g, fmt.Errorf("make a volume ID: %w", err)
-	}
-	return g, g.Validate()
 }
 
 // agrees refuses options that contradict the volume.
@@ -195,44 +116,103 @@ func (d *Device) agrees(g replica.Geometry) error {
 	return nil
 }
 
-// openSlots opens or makes every slot and brings them together.
-func (d *Device) openSlots(ctx context.Context, dirs []string) (err error) {
-	g, err := d.geometry(dirs)
+// openSlots finds the volume, or makes it, opens its slots and brings them
+// together.
+func (d *Device) openSlots(ctx context.Context) (err error) {
+	l, err := d.locate()
+	if errors.Is(err, ErrNoVolume) {
+		l, err = d.create()
+	}
+	if err == nil && l.record != nil && l.record.Making {
+		err = d.makeSlots(l)
+	}
+	if err == nil && d.opt.NewIdentity {
+		err = d.beginRenaming(l)
+	}
 	if err != nil {
 		return err
 	}
-	d.info = Info{Name: g.Name, SizeBytes: g.SizeBytes}
+	g := l.geometry
+	d.layout, d.info = l, Info{Name: g.Name, SizeBytes: g.SizeBytes}
 	locks := &patience{ctx: ctx, pause: d.opt.pause, tries: lockTries}
-	arenas := d.arenaOptions(g)
 	assembly := replica.Assembly{
-		Replicas: len(dirs),
+		Replicas: g.Replicas,
 		Options: replica.Options{
 			CheckpointBytes: int64(replayBytes / g.Shards), MapBytes: int(d.opt.mapBytes()) / (g.Shards * g.Replicas),
 			Policy:   reclaim.Policy{Constantly: d.opt.ReclaimAlways},
-			Survivor: d.opt.Survivor, Parallel: true, Log: d.events.note,
+			Survivor: d.opt.Survivor, Replace: d.opt.Replace, Parallel: true, Log: d.events.note,
+			Known: d.known(l), Draw: draw,
+			MakeSlot: func(super *journal.Superblock) (*replica.Slot, error) {
+				return d.replaceSlot(l.dirs[super.Slot], super)
+			},
 		},
 		OpenSlot: func(id int) (s *replica.Slot, err error) {
-			err = locks.take(func() error { s, err = d.openSlot(id, dirs[id], g); return err })
+			err = locks.take(func() error { s, err = d.openSlot(id, l); return err })
 			return s, err
 		},
 		SetAside: func(ids []int, _ []error) error {
 			for _, id := range ids {
-				if err := setAside(dirs[id]); err != nil {
+				if err := setAside(l.dirs[id]); err != nil {
 					return err
 				}
 			}
 			return nil
 		},
-		OpenArena: func() (a *arena.Arena, err error) {
-			err = locks.take(func() error { a, err = arena.Open(arenas); return err })
+		OpenArena: func(g replica.Geometry) (a *arena.Arena, err error) {
+			err = locks.take(func() error { a, err = arena.Open(d.arenaOptions(g)); return err })
 			return a, err
 		},
-		ArenaAside: func(why error) error { return d.setArenaAside(arenas, why) },
+		ArenaAside: func(g replica.Geometry, why error) error { return d.setArenaAside(d.arenaOptions(g), why) },
+		AdoptArena: d.opt.AdoptArena, AcceptLoss: d.opt.AcceptLoss,
+	}
+	if l.record != nil {
+		assembly.NewID = journal.Volume(l.record.Renaming)
 	}
 	if d.group, d.held, err = assembly.Open(ctx); err != nil {
 		return err
 	}
 	d.arena = d.held.Arena
+	return nil
+}
+
+// known is what is known of the volume beside its slots.
+func (d *Device) known(l *layout) replica.Known {
+	k := replica.Known{Home: d.opt.Dir, Whole: l.whole(), Places: l.places, Recorded: l.recorded, Elsewhere: d.elsewhere}
+	switch {
+	case l.record == nil:
+	case l.record.Renaming != hexID{}: // they are what they were called before, or what they are to be called
+		k.Elsewhere = nil
+	default:
+		k.Volume, k.Members = l.geometry.Volume, l.record.members()
+	}
+	return k
+}
+
+// beginRenaming draws another identity and records it: whatever interrupts its
+// taking, the next start goes on with that.
+func (d *Device) beginRenaming(l *layout) error {
+	if l.record == nil {
+		l.record = recordOf(l.geometry, journal.Members{}, l.places)
+	}
+	if l.record.Renaming != (hexID{}) {
+		return nil
+	}
+	draw(l.record.Renaming[:])
+	return l.record.write(d.opt.Dir)
+}
+
+// keepRecord makes the record say what the volume has become.
+func (d *Device) keepRecord() error {
+	d.slotsMu.Lock()
+	r := recordOf(d.group.Geometry, d.group.Members, d.group.Places())
+	d.slotsMu.Unlock()
+	if d.layout.record != nil && reflect.DeepEqual(r, d.layout.record) {
+		return nil
+	}
+	if err := r.write(d.opt.Dir); err != nil {
+		return fmt.Errorf("record the volume: %w", err)
+	}
+	d.layout.record = r
 	return nil
 }
 
@@ -294,25 +274,43 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-func (d *Device) openSlot(id int, dir string, g replica.Geometry) (*replica.Slot, error) {
-	real, err := disk.Real(dir, disk.Options{Create: true})
+// openSlot opens the slot in its place. Nothing is made there.
+func (d *Device) openSlot(id int, l *layout) (*replica.Slot, error) {
+	dir := l.dirs[id]
+	if l.record != nil && l.record.Renaming != (hexID{}) && filepath.IsAbs(l.places[id]) && !l.given[id] {
+		return nil, fmt.Errorf("slot %d in %s belongs to the volume that this one is a copy of: %w", id, dir, replica.ErrForeign)
+	}
+	super, err := inspectSlot(dir)
+	if err == nil && super == nil {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, fmt.Errorf("slot %d: there is none in %s: %w", id, dir, err)
+	}
+	files, err := disk.Real(dir, disk.Options{})
 	if err != nil {
 		return nil, err
 	}
-	var files disk.FS = real
-	if d.opt.Faults != nil {
-		files = disk.Faulty(real, d.opt.Faults, id, disk.FaultyOptions{})
-	}
-	s, made, err := replica.OpenSlot(files, slotID(id), dir, g)
+	s, err := replica.ReadSlot(d.faulty(files, id), slotID(id), dir)
 	if err != nil {
 		return nil, err
 	}
-	if made {
-		d.events.note(id, "a blank slot was made in "+dir, nil)
+	return d.attach(s)
+}
+
+// faulty puts a slot's files under the rules that are in force.
+func (d *Device) faulty(files disk.FS, id int) disk.FS {
+	if d.opt.Faults == nil {
+		return files
 	}
-	store, err := meta.StartHelper(meta.HelperOptions{Dir: filepath.Join(dir, "meta"), Command: d.opt.HelperCommand})
+	return disk.Faulty(files, d.opt.Faults, id, disk.FaultyOptions{})
+}
+
+// attach gives an open slot its metadata store.
+func (d *Device) attach(s *replica.Slot) (*replica.Slot, error) {
+	store, err := meta.StartHelper(meta.HelperOptions{Dir: filepath.Join(s.Where, "meta"), Command: d.opt.HelperCommand})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("slot %d: metadata: %w", id, err), s.Close())
+		return nil, errors.Join(fmt.Errorf("slot %d: metadata: %w", s.ID, err), s.Close())
 	}
 	s.Attach(store)
 	return s, nil
@@ -334,7 +332,7 @@ func (d *Device) activate() error {
 	// The arena first: what it holds is believed only if no later generation
 	// was started. A slot that cannot store the start is closed, so nobody may
 	// use it yet.
-	d.arena.SetGeneration(uint64(g.Generation))
+	d.arena.SetOwner(g.Owner(g.ID))
 	if err := g.Start(); err != nil {
 		return err
 	}

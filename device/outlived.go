@@ -11,14 +11,10 @@ import (
 
 // arenaOptions say where the volume's arena is.
 func (d *Device) arenaOptions(g replica.Geometry) arena.Options {
-	o := arena.Options{
+	return arena.Options{
 		Volume: g.Volume, Dir: d.opt.ArenaDir, FallbackDir: d.opt.Dir, SizeBytes: d.arenaBytes(), Shards: g.Shards,
 		Notify: func() { d.door.notify() },
 	}
-	if len(d.opt.Slots) == 0 { // else the volume is not all in one place
-		o.Home = d.opt.Dir
-	}
-	return o
 }
 
 // pruneArenas gives the memory back that killed servers of volumes hold which

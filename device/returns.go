@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +40,7 @@ var errClosing = errors.New("device is closing")
 type returns struct {
 	device *Device
 	wake   chan struct{} // capacity 1: a slot was dropped
+	orders chan order    // of operators; unbuffered
 	ctx    context.Context
 	cancel context.CancelFunc
 	ended  chan struct{} // closed by the goroutine
@@ -56,8 +56,6 @@ type absentSlot struct {
 	pause    time.Duration
 	returned time.Time
 	told     string // kind of the error that was told last
-
-	filesystem uint64 // of its directory, when the volume was opened
 }
 
 // start begins to look after the slots that are not live.
@@ -65,9 +63,6 @@ func (r *returns) start(d *Device) {
 	r.device, r.highest = d, d.group.Generation
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.absent = make([]absentSlot, d.group.Replicas)
-	for i := range r.absent {
-		r.absent[i].filesystem = filesystemOf(d.dirs[i])
-	}
 	r.ended = make(chan struct{})
 	go func() {
 		defer close(r.ended)
@@ -79,6 +74,8 @@ func (r *returns) start(d *Device) {
 				return
 			case <-r.wake:
 			case <-timer.C:
+			case o := <-r.orders:
+				o.answer <- r.replace(o)
 			}
 			if next := r.look(); next > 0 {
 				timer.Reset(next)
@@ -164,7 +161,20 @@ func (r *returns) try(slot int) {
 func (r *returns) bring(slot int) error {
 	d := r.device
 	r.highest++
-	volume := resync.Volume{
+	volume := r.volume(slot)
+	if err := volume.Return(slot, r.highest); err != nil {
+		return err
+	}
+	d.slotsMu.Lock()
+	d.group.Generation, d.group.Absent[slot] = r.highest, nil
+	d.slotsMu.Unlock()
+	return nil
+}
+
+// volume is what a slot comes back to.
+func (r *returns) volume(slot int) *resync.Volume {
+	d := r.device
+	return &resync.Volume{
 		Group: d.group, Shards: d.shards, Arena: d.arena, Members: d.membership, Live: d.liveSlots,
 		Open: func() (*replica.Slot, error) {
 			if err := r.shut(slot); err != nil {
@@ -176,13 +186,6 @@ func (r *returns) bring(slot int) error {
 		Refresh: r.refresh, Wait: r.wait,
 		Progress: r.progress(slot),
 	}
-	if err := volume.Return(slot, r.highest); err != nil {
-		return err
-	}
-	d.slotsMu.Lock()
-	d.group.Generation, d.group.Absent[slot] = r.highest, nil
-	d.slotsMu.Unlock()
-	return nil
 }
 
 // shut closes what a dropped slot has left open. Nothing of it is under way in the
@@ -249,38 +252,18 @@ func (r *returns) progress(slot int) func(done, left int) {
 	}
 }
 
-// reopenSlot opens a slot again, or makes it where there is none any more, if
-// there is room for it. A blank one is made only on the filesystem where the slot
-// was: when its disk was unmounted, another one's would be filled instead.
+// reopenSlot opens a slot again, if there is room for it. It is in its place, or it
+// is waited for: its disk may not be mounted.
 func (r *returns) reopenSlot(slot int) (*replica.Slot, error) {
 	d := r.device
-	if super, err := inspectSlot(d.dirs[slot]); err == nil && super == nil && filesystemOf(d.dirs[slot]) != r.absent[slot].filesystem {
-		return nil, fmt.Errorf("there is no slot in %s, and another filesystem than when the volume was opened: is its disk mounted?", d.dirs[slot])
-	}
-	files, err := disk.Real(d.dirs[slot], disk.Options{Create: true})
+	files, err := disk.Real(d.layout.dirs[slot], disk.Options{})
 	if err != nil {
 		return nil, err
 	}
 	if err := d.group.RoomToReturn(files); err != nil {
 		return nil, err
 	}
-	return d.openSlot(slot, d.dirs[slot], d.group.Geometry)
-}
-
-// filesystemOf names the filesystem that the path is on, or would be; 0 when that
-// cannot be told.
-func filesystemOf(path string) uint64 {
-	for {
-		var stat unix.Stat_t
-		err := unix.Stat(path, &stat)
-		switch {
-		case err == nil:
-			return stat.Dev
-		case !errors.Is(err, unix.ENOENT) || path == filepath.Dir(path):
-			return 0
-		}
-		path = filepath.Dir(path)
-	}
+	return d.openSlot(slot, d.layout)
 }
 
 // liveSlots are the slots that take part.

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"trivet/replica"
 )
 
 // TestSlotReturns: a slot that was lost comes back by itself under load, with
@@ -274,15 +275,21 @@ func TestCloseWithHungReturn(t *testing.T) {
 	v.Device = nil
 }
 
-// TestBlankElsewhere: a slot's disk was unmounted, so that its directory is gone.
-// No blank one is made on the filesystem below.
-func TestBlankElsewhere(t *testing.T) {
-	gone := filepath.Join(t.TempDir(), "disk", "slot-1")
-	r := returns{device: &Device{dirs: []string{"", gone}}, absent: []absentSlot{{}, {filesystem: 1}}}
-	if s, err := r.reopenSlot(1); s != nil || err == nil {
-		t.Fatalf("a slot was made: %v", err)
+// TestNothingIsMade: a slot's directory is gone, because its disk was unmounted, or
+// it is empty. No slot is made there, and no directory.
+func TestNothingIsMade(t *testing.T) {
+	gone, empty := filepath.Join(t.TempDir(), "disk", "slot-1"), t.TempDir()
+	for _, dir := range []string{gone, empty} {
+		d := &Device{layout: &layout{dirs: []string{"", dir}}, group: &replica.Group{Geometry: replica.Geometry{Shards: 1, SegmentBlocks: 512}}}
+		r := returns{device: d}
+		if s, err := r.reopenSlot(1); s != nil || !errors.Is(err, os.ErrNotExist) {
+			t.Fatalf("a slot was made in %s: %v", dir, err)
+		}
 	}
 	if _, err := os.Stat(filepath.Dir(gone)); !os.IsNotExist(err) {
 		t.Errorf("a directory was made: %v", err)
+	}
+	if made, err := os.ReadDir(empty); err != nil || len(made) > 0 {
+		t.Errorf("%v was made: %v", made, err)
 	}
 }

@@ -25,7 +25,7 @@
 //     never reached the disk. So a range whose sync failed is never asked again;
 //     it is written anew elsewhere, from memory. Reading it proves nothing
 //     either, with buffered I/O above all (see RealFS.Direct).
-//   - Create, Remove and MkdirAll are durable when they return. A crash during
+//   - Create, Remove, Rename and MkdirAll are durable when they return. A crash during
 //     Create leaves no file, or one of any size up to the one asked for.
 //   - A disk may also lie: a write that was reported as done can be lost, land
 //     one block further, or change a bit. Sync does not tell. Checksums that
@@ -59,6 +59,10 @@ type FS interface {
 	Open(name string) (File, error)
 	// Remove unlinks a file and syncs the directory.
 	Remove(name string) error
+	// Rename gives a file another name in the same directory, in place of what
+	// has that name, and syncs the directory. A crash leaves the one or the
+	// other under the new name, whole. Handles of both go on working.
+	Rename(from, to string) error
 	// List returns the names in a directory, sorted.
 	List(dir string) ([]string, error)
 	// MkdirAll makes a directory and its parents, durably.

@@ -228,6 +228,14 @@ func (f *FaultyFS) Remove(name string) error {
 	return f.inner.Remove(name)
 }
 
+// Rename implements FS.
+func (f *FaultyFS) Rename(from, to string) error {
+	if err := f.other("rename", from); err != nil {
+		return err
+	}
+	return f.inner.Rename(from, to)
+}
+
 // List implements FS.
 func (f *FaultyFS) List(dir string) ([]string, error) {
 	if err := f.other("list", dir); err != nil {

@@ -204,6 +204,27 @@ func (m *MemoryFS) Remove(name string) error {
 	return nil
 }
 
+// Rename implements FS.
+func (m *MemoryFS) Rename(from, to string) error {
+	if err := checkRename(from, to); err != nil {
+		return err
+	}
+	data, err := m.lookup("rename", from)
+	defer m.mu.Unlock()
+	if err == nil && m.dirs[to] {
+		err = fmt.Errorf("rename %s to %s: %w", from, to, unix.EISDIR)
+	}
+	if err != nil {
+		return err
+	}
+	if old := m.files[to]; old != nil && old != data {
+		m.used -= old.size
+	}
+	delete(m.files, from)
+	m.files[to] = data
+	return nil
+}
+
 // List implements FS.
 func (m *MemoryFS) List(dir string) ([]string, error) {
 	m.mu.Lock()

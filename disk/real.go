@@ -149,6 +149,33 @@ func (r *RealFS) Remove(name string) error {
 	return nil
 }
 
+// Rename implements FS.
+func (r *RealFS) Rename(from, to string) error {
+	if err := checkRename(from, to); err != nil {
+		return err
+	}
+	err := unix.Rename(r.path(from), r.path(to))
+	if err == nil {
+		err = r.syncDir(path.Dir(to))
+	}
+	if err != nil {
+		return fmt.Errorf("rename %s to %s: %w", from, to, err)
+	}
+	return nil
+}
+
+// checkRename checks two names for Rename.
+func checkRename(from, to string) error {
+	err := errors.Join(checkName(from), checkName(to))
+	if err == nil && path.Dir(from) != path.Dir(to) {
+		err = unix.EXDEV
+	}
+	if err != nil {
+		return fmt.Errorf("rename %s to %s: %w", from, to, err)
+	}
+	return nil
+}
+
 // List implements FS.
 func (r *RealFS) List(dir string) ([]string, error) {
 	if err := checkName(dir); err != nil {
@@ -256,6 +283,10 @@ func makeDir(dir string) error {
 	}
 	return syncPath(filepath.Dir(dir))
 }
+
+// SyncDir makes the entries of a directory of the host durable: for the few files
+// that are no slot's.
+func SyncDir(dir string) error { return syncPath(dir) }
 
 // syncPath makes the entries of a directory of the host durable.
 func syncPath(dir string) error {

@@ -52,14 +52,35 @@ func goldenHeader() (*header, []byte) {
 	return h, block
 }
 
+// goldenSuperblock1 is what version 1 wrote of this superblock.
+func goldenSuperblock1() *Superblock {
+	s := &Superblock{
+		Volume: testVolume, Signed: testVolume, Name: "golden", Slot: 2, Replicas: 3, Shards: 4, SizeBytes: 1 << 30, SegmentBlocks: 1024,
+		Sequence: 17, Promised: GenerationID{Number: 6}, Checkpoint: StoreCommit{Sequence: 99}, Original: true, older: true,
+		History: History{{GenerationID: GenerationID{Number: 5}, Started: true, LSNs: []LSN{1, 22, 333, 4444}}},
+		Members: Members{Number: 1},
+	}
+	for i := range s.Members.Slots {
+		s.Members.Slots[i] = unnamedIncarnation(testVolume, SlotID(i))
+	}
+	s.Incarnation = s.Members.Slots[2]
+	return s
+}
+
 func goldenSuperblock() (*Superblock, []byte) {
 	s := &Superblock{
-		Volume: testVolume, Name: "golden", Slot: 2, Replicas: 3, Shards: 4, SizeBytes: 1 << 30, SegmentBlocks: 1024,
-		Sequence: 17, Promised: 6, Started: 5, Checkpoint: 99, Starts: []LSN{1, 22, 333, 4444},
+		Volume: testVolume, Signed: Volume{9, 8, 7}, Name: "golden", Slot: 2, Replicas: 3, Shards: 4, SizeBytes: 1 << 30, SegmentBlocks: 1024,
+		Sequence: 17, Incarnation: Incarnation{3, 3}, Members: Members{Number: 4, Slots: [MaxSlots]Incarnation{{1, 1}, {2, 2}, {3, 3}}},
+		Original: true, Retired: true, Sole: 3, Filling: 7, Promised: GenerationID{6, 0x66},
+		History: History{
+			{GenerationID: GenerationID{4, 0}, Started: true, Slots: 7, LSNs: []LSN{1, 22, 333, 4444}},
+			{GenerationID: GenerationID{5, 0x55}},
+			{GenerationID: GenerationID{6, 0x66}, Started: true, Slots: 5, LSNs: []LSN{2, 23, 334, 4445}},
+		},
+		StoreOwner: [16]byte{0xaa}, Checkpoint: StoreCommit{99, 0x99}, Announced: StoreCommit{100, 0x100},
+		Home: "/srv/golden", Places: [MaxSlots]string{"slot-0", "/mnt/b/golden", "slot-2"}, Renaming: Volume{0xee},
 	}
-	block := disk.Alloc(BlockSize)
-	s.encode(block)
-	return s, block
+	return s, s.encode()
 }
 
 func goldenPage() (*page, []byte) {
@@ -108,7 +129,7 @@ func TestGolden(t *testing.T) {
 	r, laneBytes := goldenLaneRecord()
 	golden(t, "descriptor.v1", descriptorBlock)
 	golden(t, "header.v1", headerBlock)
-	golden(t, "superblock.v1", superblockBlock)
+	golden(t, "superblock.v2", superblockBlock)
 	golden(t, "page.v2", pageBytes)
 	changed, patched, deltaBytes := goldenDelta()
 	golden(t, "delta.v3", deltaBytes)
@@ -127,6 +148,9 @@ func TestGolden(t *testing.T) {
 	}
 	if gotS, err := DecodeSuperblock(superblockBlock); err != nil || !reflect.DeepEqual(gotS, s) {
 		t.Errorf("superblock decodes to %+v, %v", gotS, err)
+	}
+	if gotS, err := DecodeSuperblock(stored(t, "superblock.v1")); err != nil || !reflect.DeepEqual(gotS, goldenSuperblock1()) {
+		t.Errorf("superblock of version 1 decodes to %+v, %v", gotS, err)
 	}
 	var gotP page
 	if err := decodePage(pageBytes, p.region, &gotP, nil); err != nil || gotP.all() != p.all() || gotP.stamp != p.stamp {
@@ -176,6 +200,32 @@ func golden(t *testing.T, name string, b []byte) {
 	}
 }
 
+// stored reads what golden has written.
+func stored(t *testing.T, name string) []byte {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", name+".hex"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	var size int
+	if _, err := fmt.Sscanf(lines[0], "%d bytes", &size); err != nil {
+		t.Fatal(err)
+	}
+	b := disk.Alloc(size)
+	for _, line := range lines[1:] {
+		var at int
+		var digits string
+		if _, err := fmt.Sscanf(line, "%d %s", &at, &digits); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := hex.Decode(b[at:], []byte(digits)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b
+}
+
 // TestNewerVersion refuses what a newer Trivet wrote, as such; and takes a
 // version field that rotted for rot.
 func TestNewerVersion(t *testing.T) {
@@ -184,22 +234,24 @@ func TestNewerVersion(t *testing.T) {
 	_, superblockBlock := goldenSuperblock()
 	_, laneBytes := goldenLaneRecord()
 	decoders := map[string]struct {
-		block  []byte
-		seal   int
-		decode func([]byte) error
+		block   []byte
+		version uint16
+		seal    int
+		decode  func([]byte) error
 	}{
-		"descriptor": {descriptorBlock, 124, func(b []byte) error { return decodeDescriptor(b, d.position, new(descriptor)) }},
-		"header":     {headerBlock, 72, func(b []byte) error { return decodeHeader(b, new(header)) }},
-		"superblock": {superblockBlock, BlockSize - 4, func(b []byte) error { _, err := DecodeSuperblock(b); return err }},
+		"descriptor":              {descriptorBlock, 1, 124, func(b []byte) error { return decodeDescriptor(b, d.position, new(descriptor)) }},
+		"header":                  {headerBlock, 1, 72, func(b []byte) error { return decodeHeader(b, new(header)) }},
+		"superblock":              {superblockBlock, superblockVersion, superblockCRC, func(b []byte) error { _, err := DecodeSuperblock(b); return err }},
+		"superblock of version 1": {stored(t, "superblock.v1"), 2, superblock1CRC, func(b []byte) error { _, err := DecodeSuperblock(b); return err }},
 	}
 	for name, c := range decoders {
-		binary.LittleEndian.PutUint16(c.block[8:], 2)
+		binary.LittleEndian.PutUint16(c.block[8:], c.version+1)
 		if err := c.decode(c.block); !errors.Is(err, ErrNotThis) || errors.Is(err, ErrVersion) {
 			t.Errorf("%s with a rotten version: %v", name, err)
 		}
 		sealBlock(c.block, c.seal)
 		if err := c.decode(c.block); !errors.Is(err, ErrVersion) {
-			t.Errorf("%s of version 2: %v", name, err)
+			t.Errorf("%s of a newer version: %v", name, err)
 		}
 	}
 	binary.LittleEndian.PutUint16(laneBytes, laneRecordVersion+1)
@@ -255,11 +307,11 @@ func TestSuperblockWriteFails(t *testing.T) {
 			}
 		}
 		torn := &tornFile{File: f, fail: int(n % 7)}
-		stored := s.Checkpoint
+		stored := s.Checkpoint.Sequence
 		for range 5 {
-			s.Checkpoint++
+			s.Checkpoint.Sequence++
 			if err := s.Write(torn); err == nil {
-				stored = s.Checkpoint
+				stored = s.Checkpoint.Sequence
 			}
 			clone := inner.CrashClone(n)
 			g, err := clone.Open(SuperblockFile)
@@ -267,7 +319,7 @@ func TestSuperblockWriteFails(t *testing.T) {
 				t.Fatal(err)
 			}
 			got, _, err := ReadSuperblock(g)
-			if err != nil || got.Checkpoint < stored || got.Checkpoint > s.Checkpoint {
+			if err != nil || got.Checkpoint.Sequence < stored || got.Checkpoint.Sequence > s.Checkpoint.Sequence {
 				t.Fatalf("write %d fails: %d was stored, found %+v, %v", torn.fail, stored, got, err)
 			}
 		}

@@ -14,35 +14,23 @@ import (
 // server and the simulator differ in the functions that it calls, and in
 // nothing else.
 type Assembly struct {
-	Options      // Arena is the assembly's to set
+	Options      // Arena and Announce are the assembly's to set
 	Replicas int // how many slots there are
-	// OpenSlot opens a slot, or makes it where there never was one, with its
-	// metadata store attached.
+	// OpenSlot opens the slot that is in its place, with its metadata store
+	// attached. The error wraps fs.ErrNotExist when the place is empty.
 	OpenSlot func(id int) (*Slot, error)
 	// SetAside makes blank, without loss, the slots whose own content is at
 	// fault; why is by ID. All slots are closed when it is called.
 	SetAside func(ids []int, why []error) error
 	// OpenArena opens the volume's arena; ArenaAside makes room for another one
 	// when it cannot be used, which is why. It is closed then.
-	OpenArena  func() (*arena.Arena, error)
-	ArenaAside func(why error) error
-}
-
-// Held is a volume's arena and what a killed server has left in it.
-type Held struct {
-	Arena   *arena.Arena
-	Records [][]arena.Recovered // by shard, in order; nil when it holds nothing
-}
-
-// Retired implements Outlived.
-func (h *Held) Retired(s uint16) journal.LSN { return journal.LSN(h.Arena.RetiredLSN(s)) }
-
-// Last implements Outlived.
-func (h *Held) Last(s uint16) journal.LSN {
-	if n := len(h.Records[s]); n > 0 {
-		return journal.LSN(h.Records[s][n-1].Record.LSN)
-	}
-	return 0
+	OpenArena  func(Geometry) (*arena.Arena, error)
+	ArenaAside func(g Geometry, why error) error
+	// AdoptArena takes an arena although its home is elsewhere, and AcceptLoss
+	// goes on although acknowledged writes in it are damaged.
+	AdoptArena, AcceptLoss bool
+	// NewID is the ID that the volume is to take; zero: the one that it has.
+	NewID journal.Volume
 }
 
 // Open opens the slots and the arena, and makes the slots equal, as Recover
@@ -50,117 +38,114 @@ func (h *Held) Last(s uint16) journal.LSN {
 // peers, once. After an error everything is closed; it wraps ErrInUse when
 // another process serves any of the slots.
 func (a *Assembly) Open(ctx context.Context) (*Group, *Held, error) {
+	held := new(Held)
 	for attempt := 0; ; attempt++ {
-		g, held, err := a.try(ctx)
+		g, err := a.try(ctx, held)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, errors.Join(err, held.close())
 		}
 		aside := unbelievable(g)
 		if attempt > 0 || len(aside) == 0 {
 			return g, held, nil
 		}
 		a.Log(-1, fmt.Sprintf("slots %v are set aside and copied anew", aside), nil)
-		if err := errors.Join(g.Close(), held.Arena.Close(), ctx.Err()); err != nil {
-			return nil, nil, err
+		err = errors.Join(g.Close(), ctx.Err())
+		if err == nil {
+			err = a.SetAside(aside, g.Absent)
 		}
-		if err := a.SetAside(aside, g.Absent); err != nil {
-			return nil, nil, err
+		if err != nil {
+			return nil, nil, errors.Join(err, held.close())
 		}
 	}
 }
 
 // try opens everything once.
-func (a *Assembly) try(ctx context.Context) (g *Group, held *Held, err error) {
+func (a *Assembly) try(ctx context.Context, held *Held) (g *Group, err error) {
 	slots, absent := make([]*Slot, a.Replicas), make([]error, a.Replicas)
-	held = new(Held)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, closeSlots(slots), held.close())
+			err = errors.Join(err, closeSlots(slots))
 		}
 	}()
+	if err := a.openSlots(slots, absent); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := a.rename(slots); err != nil {
+		return nil, err
+	}
+	opt := a.Options
+	opt.Arena = func(g *Group) (Outlived, error) { return a.judge(held, g) }
+	opt.Announce = func(g *Group, next journal.Members) { g.Announce(held.Arena, next) }
+	return Recover(slots, absent, opt)
+}
+
+// openSlots opens what is in the slots' places, but for those that are to be
+// replaced.
+func (a *Assembly) openSlots(slots []*Slot, absent []error) error {
 	for i := range slots {
+		if a.Replace&(1<<i) != 0 {
+			absent[i] = errReplaced
+			continue
+		}
 		if slots[i], absent[i] = a.OpenSlot(i); absent[i] != nil {
 			a.Log(i, "slot does not take part", absent[i])
 		}
 		if errors.Is(absent[i], ErrInUse) { // the volume is served, whatever is to be had of the others
-			return nil, held, absent[i]
+			return absent[i]
 		}
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, held, err
-	}
-	if err := a.hold(held, slots); err != nil {
-		return nil, held, err
-	}
-	opt := a.Options
-	if held.Records != nil {
-		opt.Arena = held
-	}
-	g, err = Recover(slots, absent, opt)
-	return g, held, err
-}
-
-// hold opens the arena and finds what outlived the last server. One that cannot
-// be used is set aside, never overwritten; so is one of an earlier generation
-// than was started since: its writes were lost then, and others have taken
-// their place.
-func (a *Assembly) hold(held *Held, slots []*Slot) (err error) {
-	held.Arena, err = a.OpenArena()
-	if errors.Is(err, arena.ErrCorrupt) || errors.Is(err, arena.ErrStale) {
-		return a.holdAnother(held, err)
-	}
-	if err != nil || held.Arena.Created() {
-		return err
-	}
-	records, err := held.Arena.Recover()
-	if err != nil || len(records) == 0 {
-		return err
-	}
-	shards, started := 0, journal.Generation(0)
-	for _, s := range slots {
-		if s != nil {
-			shards, started = s.Geometry().Shards, max(started, s.Started())
-		}
-	}
-	if has := held.Arena.Generation(); has < uint64(started) {
-		return a.holdAnother(held, fmt.Errorf("%d records of generation %d; generation %d was started without them", len(records), has, started))
-	}
-	if shards == 0 {
-		return nil // there is nobody to give them to; Recover says so
-	}
-	held.Records = make([][]arena.Recovered, shards)
-	for _, r := range records {
-		if r.Err != nil {
-			a.Log(-1, "a record of acknowledged data in shared memory is damaged", r.Err)
-			continue
-		}
-		held.Records[r.Record.Shard] = append(held.Records[r.Record.Shard], r)
 	}
 	return nil
 }
 
-// holdAnother opens an arena in the place of one that cannot be used.
-func (a *Assembly) holdAnother(held *Held, why error) (err error) {
-	if err := errors.Join(held.close(), a.ArenaAside(why)); err != nil {
-		return err
+// rename gives the volume another identity, or finishes what an earlier start has
+// begun of that. Every slot that is there announces it before the first one takes
+// it; those that are not there stay of the old volume.
+func (a *Assembly) rename(slots []*Slot) error {
+	next, old := a.NewID, journal.Volume{}
+	for _, s := range slots {
+		if s != nil && s.super.Renaming != (journal.Volume{}) {
+			next, old = s.super.Renaming, s.super.Volume
+		}
 	}
-	held.Arena, err = a.OpenArena()
-	return err
-}
-
-func (h *Held) close() error {
-	if h.Arena == nil {
+	if next == (journal.Volume{}) {
 		return nil
 	}
-	return h.Arena.Close()
+	var renamed []*Slot
+	for _, s := range slots {
+		if s == nil || s.super.Volume == next || old != (journal.Volume{}) && s.super.Volume != old {
+			continue
+		}
+		renamed = append(renamed, s)
+		if s.super.Renaming == next {
+			continue
+		}
+		if err := s.amend(func(super *journal.Superblock) { super.Renaming = next }); err != nil {
+			return fmt.Errorf("announce the new identity: %w", err)
+		}
+	}
+	for _, s := range renamed {
+		err := s.amend(func(super *journal.Superblock) {
+			super.Rename()
+			super.Home, super.Places = a.Known.Home, a.Known.Places
+		})
+		if err != nil {
+			return fmt.Errorf("take the new identity: %w", err)
+		}
+		a.Log(int(s.ID), fmt.Sprintf("slot is of volume %x from now on", next[:4]), nil)
+	}
+	return nil
 }
 
 // unbelievable returns the slots whose own content is at fault. One that is
-// alone is left as it is.
+// alone is left as it is, and so is one that has lost its superblock: nothing says
+// any more whose it is.
 func unbelievable(g *Group) (slots []int) {
 	for i, err := range g.Absent {
-		for _, why := range []error{meta.ErrCorrupt, journal.ErrNotThis, journal.ErrDamaged, journal.ErrNoSuperblock} {
-			if errors.Is(err, why) && g.Replicas > 1 {
+		for _, why := range []error{meta.ErrCorrupt, journal.ErrNotThis, journal.ErrDamaged} {
+			if errors.Is(err, why) && !errors.Is(err, journal.ErrNoSuperblock) && g.Replicas > 1 {
 				slots = append(slots, i)
 				break
 			}

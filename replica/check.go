@@ -3,7 +3,6 @@ package replica
 import (
 	"fmt"
 
-	"trivet/disk"
 	"trivet/journal"
 )
 
@@ -20,11 +19,13 @@ type CheckReport struct {
 
 // Check verifies slots that nobody serves, each by itself and then against the
 // others, and changes nothing in them. slots has one entry for each replica,
-// nil for one that is not to be had. The slots stay the caller's; they must be
+// nil for one that is not to be had; what does not belong to the volume is closed
+// and left out. The others stay the caller's; they must be
 // closed after it, and not be used for anything else.
-func Check(slots []*Slot, report CheckReport) error {
-	g := &Group{Slots: slots, Absent: make([]error, len(slots))}
-	if err := g.agree(); err != nil {
+func Check(slots []*Slot, known Known, report CheckReport) error {
+	g := &Group{Slots: slots, Absent: make([]error, len(slots)), wentBack: make([]bool, len(slots))}
+	g.opt = Options{Known: known, Log: func(slot int, what string, err error) { report.Found(slot, what, err) }}
+	if err := g.identify(); err != nil {
 		return err
 	}
 	c := &checker{Group: g, CheckReport: report, owner: make([]map[uint32]uint16, len(slots))}
@@ -61,23 +62,18 @@ type checker struct {
 
 // superblock verifies both copies, and that the slot takes part.
 func (c *checker) superblock(i int, s *Slot) {
-	block := disk.Alloc(journal.BlockSize)
 	for n := range int64(2) {
-		err := s.superFile.Read([][]byte{block}, n*journal.BlockSize)
-		if err == nil {
-			_, err = journal.DecodeSuperblock(block)
-		}
-		if err != nil {
+		if _, err := journal.ReadSuperblockCopy(s.superFile, n); err != nil {
 			c.Found(i, fmt.Sprintf("%s copy %d", journal.SuperblockFile, n), err)
 		}
 	}
-	newest := s.super.Started
-	c.each(func(_ int, peer *Slot) { newest = max(newest, peer.super.Started) })
+	newest := s.Started()
+	c.each(func(_ int, peer *Slot) { newest = max(newest, peer.Started()) })
 	switch {
 	case s.blank() && newest > 0:
 		c.Note(i, "is blank: the next start copies everything to it")
-	case s.super.Started < newest:
-		c.Note(i, fmt.Sprintf("last took part in generation %d, its peers in %d", s.super.Started, newest))
+	case s.Started() < newest:
+		c.Note(i, fmt.Sprintf("last took part in generation %d, its peers in %d", s.Started(), newest))
 	}
 }
 
@@ -118,8 +114,8 @@ func (c *checker) standings(shard uint16) (all []journal.LSN, best int) {
 		}
 		all[i] = r.Stamp.LSN
 		for j, peer := range lanes {
-			if peer != nil && j != i && peer.Suspect[i] != 0 && c.Slots[j].super.Started >= c.Slots[i].super.Started &&
-				peer.Stamp.Generation >= c.Slots[i].super.Started { // or what it noted is settled
+			if peer != nil && j != i && peer.Suspect[i] != 0 && c.Slots[j].Started() >= c.Slots[i].Started() &&
+				peer.Stamp.Generation >= c.Slots[i].Started() { // or what it noted is settled
 				all[i] = min(all[i], peer.Suspect[i]-1)
 			}
 		}

@@ -23,7 +23,7 @@ func testSlot(t *testing.T) (*Slot, *inject.Set) {
 	}
 	files := disk.Faulty(real, faults, 0, disk.FaultyOptions{})
 	g := Geometry{Name: "test", SizeBytes: 64 << 20, Replicas: 3, Shards: 2, SegmentBlocks: 1024}
-	s, _, err := OpenSlot(files, 0, "test", g)
+	s, _, err := openSlot(files, 0, g)
 	if err != nil {
 		t.Fatal(err)
 	}

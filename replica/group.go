@@ -1,6 +1,8 @@
 package replica
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -19,8 +21,20 @@ type Options struct {
 	// Survivor is the slot plus one that an operator wants opened although
 	// too few slots are usable, or although records are missing; 0 for none.
 	Survivor int
-	// Arena tells what of a shard outlived the server in memory; nil: nothing.
-	Arena Outlived
+	// Arena tells what of a shard outlived the server in memory; nil: nothing. It
+	// is asked for once the lanes are read, and before anything is changed.
+	Arena func(*Group) (Outlived, error)
+	// Announce names members that are about to take over, in the arena.
+	Announce func(g *Group, next journal.Members)
+	// MakeSlot makes a blank slot in its place, on an operator's word, with its
+	// metadata store attached.
+	MakeSlot func(*journal.Superblock) (*Slot, error)
+	// Known is what is known of the volume beside its slots.
+	Known Known
+	// Replace are the slots that an operator wants replaced: bit i for slot i.
+	Replace uint8
+	// Draw fills a slice with random bytes; nil: those of the system.
+	Draw func([]byte)
 	// Parallel recovers the slots at the same time.
 	Parallel bool
 	// Log is told what an operator should know; slot is -1 for the volume. It is
@@ -44,18 +58,26 @@ type Group struct {
 	Absent     []error // by ID: why not
 	Lanes      [][]*journal.Recovery
 	Generation journal.Generation
-	Starts     []journal.LSN // by shard: where the generation begins
+	ID         journal.GenerationID // with its name
+	Starts     []journal.LSN        // by shard: where the generation begins
+	Members    journal.Members
 
-	opt     Options
-	usable  []bool // has taken part, and is whole
-	started journal.Generation
-	unfit   map[journal.LaneID]error // lanes that their peers cannot be copied from, and why
+	opt      Options
+	outlived Outlived // what outlived the server in memory; nil: nothing
+	usable   []bool   // has taken part, and is whole
+	wentBack []bool   // is behind what it had started
+	started  journal.Generation
+	sole     uint64                   // see journal.Superblock
+	unfit    map[journal.LaneID]error // lanes that their peers cannot be copied from, and why
 }
 
 // Recover reads the slots' logs, ranks the slots by shard, and makes them
 // equal. slots has one entry for each replica, nil for one that is not to be
 // had, with the reason in absent. After an error the caller closes the slots.
 func Recover(slots []*Slot, absent []error, opt Options) (*Group, error) {
+	if opt.Draw == nil {
+		opt.Draw = func(b []byte) { _, _ = rand.Read(b) } // it never fails
+	}
 	unfit := make(map[journal.LaneID]error)
 	for {
 		g, err := recoverWithout(unfit, slots, absent, opt)
@@ -77,17 +99,18 @@ func Recover(slots []*Slot, absent []error, opt Options) (*Group, error) {
 // it. It returns an unfitError when it finds another one; the slots' logs are
 // then as a crash in the middle of a copy leaves them.
 func recoverWithout(unfit map[journal.LaneID]error, slots []*Slot, absent []error, opt Options) (*Group, error) {
-	g := &Group{Slots: slots, Absent: absent, opt: opt, unfit: unfit}
-	if err := g.agree(); err != nil {
+	g := &Group{Slots: slots, Absent: absent, opt: opt, unfit: unfit, wentBack: make([]bool, len(slots))}
+	if err := g.identify(); err != nil {
 		return nil, err
 	}
-	g.makeLanes()
-	g.recoverSlots()
-	if err := g.checkQuorum(); err != nil {
+	if err := g.recoverSlots(); err != nil {
 		return nil, err
 	}
 	g.chooseGeneration()
-	if err := g.onQuorum("promise the generation", func(s *Slot) error { return s.promise(g.Generation) }); err != nil {
+	if err := g.replaceSlots(); err != nil {
+		return nil, err
+	}
+	if err := g.onQuorum("promise the generation", func(s *Slot) error { return s.promise(g.ID) }); err != nil {
 		return nil, err
 	}
 	for shard := range g.Shards {
@@ -106,32 +129,31 @@ func (g *Group) makeLanes() {
 	}
 }
 
-// Start stores that the generation begins. Nothing may be served before.
-func (g *Group) Start() error {
-	return g.onQuorum("start the generation", func(s *Slot) error { return s.start(g.Generation, g.Starts) })
+// identify leaves out the slots that are not of this volume, or not of its life.
+func (g *Group) identify() error {
+	if err := g.agree(); err != nil {
+		return err
+	}
+	g.checkMembers()
+	return g.checkLives()
 }
 
-// agree checks that all slots are of one volume.
-func (g *Group) agree() error {
-	var first *Slot
-	for i, s := range g.Slots {
-		switch {
-		case s == nil:
-			continue
-		case first == nil:
-			first = s
-			g.Geometry = s.Geometry()
-		case s.Geometry() != g.Geometry:
-			return fmt.Errorf("slot %d in %s and slot %d in %s: %w", first.ID, first.Where, i, s.Where, ErrMismatch)
-		}
+// Start stores that the generation begins. Nothing may be served before.
+func (g *Group) Start() error {
+	begin := journal.Begin{GenerationID: g.ID, LSNs: g.Starts}
+	o := g.outlook()
+	if err := g.onQuorum("start the generation", func(s *Slot) error { return s.start(begin, o) }); err != nil {
+		return err
 	}
-	if first == nil {
-		return g.because(ErrNoVolume)
-	}
-	if g.Replicas != len(g.Slots) {
-		return fmt.Errorf("the volume has %d replicas, %d slots were given: %w", g.Replicas, len(g.Slots), ErrMismatch)
-	}
-	return nil
+	slots, passed := g.participants(), g.passed()
+	return g.onQuorum("confirm the generation", func(s *Slot) error { return s.confirm(g.ID, slots, passed) })
+}
+
+// outlook is what a start stores of the volume.
+func (g *Group) outlook() outlook {
+	o := outlook{members: g.Members, sole: g.sole, home: g.opt.Known.Home, places: g.Places()}
+	g.each(func(_ int, s *Slot) { o.history = o.history.Join(s.super.History) })
+	return o
 }
 
 // exclude goes on without a slot. Its files are left as they are.
@@ -187,12 +209,26 @@ func (g *Group) because(err error) error {
 	return err
 }
 
-// recoverSlots recovers every lane of every slot, and makes durable what was
-// adopted: it may have been read from a cache.
-func (g *Group) recoverSlots() {
+// recoverSlots recovers every lane of every slot, decides whether they are
+// enough, and only then makes durable what was adopted: it may have been read from
+// a cache.
+func (g *Group) recoverSlots() (err error) {
+	g.makeLanes()
 	g.apart(g.recoverSlot)
 	g.vouch(func(l journal.LaneID, err error) { g.exclude(int(l.Slot), fmt.Errorf("shard %d: %w", l.Shard, err)) })
-	g.apart(g.adopt)
+	if err := g.checkQuorum(); err != nil {
+		return err
+	}
+	if g.opt.Arena != nil {
+		if g.outlived, err = g.opt.Arena(g); err != nil {
+			return err
+		}
+	}
+	before := g.participants()
+	if g.apart(g.adopt); g.participants() != before {
+		return g.checkQuorum()
+	}
+	return nil
 }
 
 // apart does something on every slot, at the same time if that was asked for;
@@ -229,7 +265,7 @@ func (g *Group) recoverSlot(i int, s *Slot) error {
 	}
 	for shard := range g.Shards {
 		cfg := journal.Config{
-			ID: journal.LaneID{Slot: s.ID, Shard: uint16(shard)}, Volume: g.Volume, SegmentBlocks: g.SegmentBlocks,
+			ID: journal.LaneID{Slot: s.ID, Shard: uint16(shard)}, Volume: s.super.Signed, SegmentBlocks: g.SegmentBlocks,
 			CheckpointBytes: g.opt.CheckpointBytes, MapBytes: g.opt.MapBytes,
 			Policy: g.opt.Policy, ShareBlocks: int64(g.SizeBytes/journal.BlockSize) / int64(g.Shards),
 			Regions: g.SizeBytes / (journal.RegionBlocks * journal.BlockSize),
@@ -333,30 +369,21 @@ func (g *Group) rewriteTails(i int, s *Slot) error {
 // lifeMargin keeps lives apart from those of segments whose header was torn.
 const lifeMargin = 64
 
-// checkQuorum counts the slots that may be believed. A volume whose very first
-// start was cut short has slots that have promised a generation and never began
-// one. When those are so many that the others are no quorum, nothing was ever
-// served: a blank slot is asked for a promise only once a quorum was found, and
-// one that has lost its content has no promise either.
+// checkQuorum counts the slots that may be believed. Two originals that never
+// took part in a generation prove that nothing was ever served: a generation is
+// served once two have started it.
 func (g *Group) checkQuorum() error {
+	g.heedOlder()
 	g.usable = make([]bool, len(g.Slots))
-	usable, blank, promised, witnesses := 0, 0, 0, 0
+	usable, fresh, witnesses := 0, 0, 0
 	g.each(func(i int, s *Slot) {
-		g.usable[i] = !s.blank()
-		for shard := range g.Shards {
-			if g.Lanes[shard][i].Incomplete {
-				g.usable[i] = false
-			}
-		}
-		if s.blank() {
-			blank++
-			if s.super.Promised > 0 {
-				promised++
-			}
-		}
+		g.usable[i] = g.isWhole(i, s)
 		if g.usable[i] {
 			usable++
-			g.started = max(g.started, s.super.Started)
+			g.started = max(g.started, s.Started())
+		}
+		if s.fresh() && !g.wentBack[i] {
+			fresh++
 		}
 	})
 	g.each(func(i int, _ *Slot) {
@@ -365,11 +392,11 @@ func (g *Group) checkQuorum() error {
 		}
 	})
 	switch {
-	case usable >= g.Quorum(), blank == g.Replicas: // or a volume that was never started
+	case usable >= g.Quorum(), fresh >= g.Quorum():
 		return nil
 	case usable > 0 && usable+witnesses >= g.Quorum():
 		return nil
-	case promised > g.Replicas-g.Quorum():
+	case usable == 1 && g.isSole():
 		return nil
 	case g.opt.Survivor > 0 && g.usable[g.opt.Survivor-1]:
 		g.reportLag(g.opt.Survivor - 1)
@@ -379,12 +406,60 @@ func (g *Group) checkQuorum() error {
 		ErrQuorum, usable, g.Replicas, g.Quorum()))
 }
 
+// isWhole reports whether a slot has taken part and lacks nothing that it had.
+func (g *Group) isWhole(i int, s *Slot) bool {
+	for shard := range g.Shards {
+		if g.Lanes[shard][i].Incomplete {
+			return false
+		}
+	}
+	return !s.blank() && !g.wentBack[i]
+}
+
+// isSole reports whether the one usable slot is the one on which an operator has
+// built the present members: no other of them was ever whole.
+func (g *Group) isSole() (sole bool) {
+	g.each(func(i int, s *Slot) {
+		if g.usable[i] && s.super.Sole != 0 && s.super.Sole == g.Members.Number {
+			sole, g.sole = true, s.super.Sole
+		}
+	})
+	return sole
+}
+
+// heedOlder decides which slots of an older version that never took part are
+// originals: those of a volume of which nothing was ever stored. Such a slot may
+// as well have been put into a volume that had lost one.
+func (g *Group) heedOlder() {
+	untouched := 0
+	g.each(func(i int, s *Slot) {
+		if s.super.Older() && s.fresh() && s.super.Promised.Number <= 1 && g.isEmpty(i) {
+			untouched++
+		}
+	})
+	g.each(func(_ int, s *Slot) {
+		if s.super.Older() && s.fresh() && untouched < g.Replicas {
+			s.super.Original = false
+		}
+	})
+}
+
+// isEmpty reports whether no lane of the slot has a record.
+func (g *Group) isEmpty(slot int) bool {
+	for _, lanes := range g.Lanes {
+		if lanes[slot].Stamp.LSN != 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // isFed tells whether the slot had begun to come back: then all that it had made
 // durable was in both others, and so is all that was made durable since. It bears
 // witness that the other one lacks nothing, though it cannot be copied from.
 func (g *Group) isFed(slot int) bool {
 	s := g.Slots[slot]
-	if s == nil || g.usable[slot] || s.super.Started > g.started {
+	if s == nil || g.usable[slot] || g.wentBack[slot] || s.Started() > g.started {
 		return false
 	}
 	for _, lanes := range g.Lanes {
@@ -417,7 +492,7 @@ func highest(known [journal.MaxSlots]journal.Known) (lsn journal.LSN) {
 // chooseGeneration takes one higher than any that was promised or used, and
 // begins it behind every LSN ever seen: an LSN is never given twice.
 func (g *Group) chooseGeneration() {
-	g.each(func(_ int, s *Slot) { g.Generation = max(g.Generation, s.super.Promised, s.super.Started) })
+	g.each(func(_ int, s *Slot) { g.Generation = max(g.Generation, s.super.Promised.Number, s.Started()) })
 	g.Starts = make([]journal.LSN, g.Shards)
 	for shard, lanes := range g.Lanes {
 		var last journal.LSN
@@ -427,10 +502,18 @@ func (g *Group) chooseGeneration() {
 				last = max(last, r.Stamp.LSN, highest(r.Known))
 			}
 		}
-		if g.opt.Arena != nil {
-			last = max(last, g.opt.Arena.Last(uint16(shard)), g.opt.Arena.Retired(uint16(shard)))
+		if g.outlived != nil {
+			last = max(last, g.outlived.Last(uint16(shard)), g.outlived.Retired(uint16(shard)))
 		}
 		g.Starts[shard] = last + 1
 	}
 	g.Generation++
+	g.ID = journal.GenerationID{Number: g.Generation, Name: drawName(g.opt.Draw)}
+}
+
+// drawName draws a name, which is never 0.
+func drawName(draw func([]byte)) uint64 {
+	var b [8]byte
+	draw(b[:])
+	return binary.LittleEndian.Uint64(b[:]) | 1
 }

@@ -66,7 +66,7 @@ func newLaneOwner(t *testing.T) (o *laneOwner, faults *inject.Set, again func() 
 				t.Error(err)
 			}
 		}
-		s, _, err := OpenSlot(files, 0, "test", g)
+		s, _, err := openSlot(files, 0, g)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -23,24 +23,49 @@ const (
 // ErrForeign: a directory holds something that is no slot.
 var ErrForeign = errors.New("directory is not empty and holds no slot")
 
-// OpenSlot is ReadSlot for a directory in which a slot is made when there never
-// was one, or when the making was cut short: generation 0, no records. It
-// counts for nothing until it was brought together with its peers. Nothing else
-// is touched: the error wraps ErrForeign when the directory holds something
-// that is no slot, and journal.ErrNoSuperblock when the slot has lost its own.
-func OpenSlot(files disk.FS, id journal.SlotID, where string, g Geometry) (s *Slot, made bool, err error) {
-	if s, err = ReadSlot(files, id, where); !lacks(err) {
-		return s, false, err
+// Superblocks returns the superblocks of a new volume's slots, all of them originals.
+// draw fills a slice with random bytes.
+func (g Geometry) Superblocks(draw func([]byte)) []*journal.Superblock {
+	members := journal.Members{Number: 1}
+	for i := range g.Replicas {
+		draw(members.Slots[i][:])
 	}
-	s = newSlot(files, id, where)
-	if err := s.make(g); err != nil {
-		return nil, false, fmt.Errorf("make slot %d in %s: %w", id, where, err)
+	supers := make([]*journal.Superblock, g.Replicas)
+	for i := range supers {
+		supers[i] = g.superblock(journal.SlotID(i), members, draw)
+		supers[i].Original = true
 	}
-	return s, true, nil
+	return supers
+}
+
+// superblock returns that of a blank slot.
+func (g Geometry) superblock(id journal.SlotID, members journal.Members, draw func([]byte)) *journal.Superblock {
+	s := &journal.Superblock{
+		Volume: g.Volume, Signed: g.Volume, Name: g.Name, Slot: id, Replicas: uint8(g.Replicas), Shards: uint16(g.Shards),
+		SizeBytes: g.SizeBytes, SegmentBlocks: g.SegmentBlocks, Incarnation: members.Slots[id], Members: members,
+	}
+	draw(s.StoreOwner[:])
+	return s
+}
+
+// MakeSlot makes a blank slot in a directory that is empty, or in which the
+// making was cut short, and locks it. It counts for nothing until it was brought
+// together with its peers. Nothing else is touched: the error wraps ErrForeign
+// when the directory holds something that is no slot, journal.ErrNoSuperblock
+// when it holds one that has lost its superblock, and fs.ErrExist when there is a
+// slot.
+func MakeSlot(files disk.FS, where string, super *journal.Superblock) (*Slot, error) {
+	s := newSlot(files, super.Slot, where)
+	s.super = *super
+	s.publish()
+	if err := s.make(); err != nil {
+		return nil, fmt.Errorf("make slot %d in %s: %w", super.Slot, where, err)
+	}
+	return s, nil
 }
 
 // make makes the slot, and keeps the lock.
-func (s *Slot) make(g Geometry) (err error) {
+func (s *Slot) make() (err error) {
 	if err := remains(s.fs); err != nil {
 		return err
 	}
@@ -48,7 +73,7 @@ func (s *Slot) make(g Geometry) (err error) {
 		return err
 	}
 	if err = absent(s.fs); err == nil { // nobody was faster
-		err = s.create(g)
+		err = s.create()
 	}
 	if err != nil {
 		return errors.Join(err, s.lock.Close())
@@ -58,32 +83,16 @@ func (s *Slot) make(g Geometry) (err error) {
 }
 
 // create writes the superblock last: what lacks one was never used.
-func (s *Slot) create(g Geometry) error {
+func (s *Slot) create() (err error) {
 	if err := s.fs.MkdirAll(logDir); err != nil {
 		return err
 	}
-	if err := s.fs.Remove(journal.SuperblockFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := s.fs.Create(journal.SuperblockFile, journal.SuperblockSize)
-	if err != nil {
-		return err
-	}
-	s.superFile = f
-	s.super = journal.Superblock{
-		Volume: g.Volume, Name: g.Name, Slot: s.ID, Replicas: uint8(g.Replicas), Shards: uint16(g.Shards),
-		SizeBytes: g.SizeBytes, SegmentBlocks: g.SegmentBlocks, Starts: make([]journal.LSN, g.Shards),
-	}
-	for range 2 { // both copies
-		if err := s.super.Write(f); err != nil {
-			return errors.Join(err, f.Close())
-		}
-	}
-	return nil
+	s.superFile, err = journal.CreateSuperblock(s.fs, journal.SuperblockFile, &s.super)
+	return err
 }
 
 // Inspect returns the superblock in a slot's directory without taking its lock:
-// nil when there never was one, so that OpenSlot makes it. The error wraps
+// nil when there never was one, so that MakeSlot can make it. The error wraps
 // journal.ErrNoSuperblock when it was lost, ErrForeign when the directory holds
 // something else, or is that of reading it.
 func Inspect(files disk.FS) (*journal.Superblock, error) {
@@ -119,13 +128,9 @@ func readSuperblock(files disk.FS) (*journal.Superblock, error) {
 	return super, errors.Join(err, f.Close())
 }
 
-// superblockOf reads the superblock of a file. One that is too short was never
-// finished.
+// superblockOf reads the superblock of a file.
 func superblockOf(f disk.File) (*journal.Superblock, error) {
 	super, _, err := journal.ReadSuperblock(f)
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		err = fmt.Errorf("%w: %w", journal.ErrNoSuperblock, err)
-	}
 	return super, err
 }
 
@@ -138,7 +143,7 @@ func remains(files disk.FS) error {
 	}
 	for _, name := range names {
 		switch {
-		case name == journal.SuperblockFile, name == lockFile, name == "lost+found", strings.HasPrefix(name, AsidePrefix):
+		case name == journal.SuperblockFile, name == journal.NextSuperblockFile, name == lockFile, name == "lost+found", strings.HasPrefix(name, AsidePrefix):
 		case name == metaDir:
 			err = journal.ErrNoSuperblock
 		case name == logDir:

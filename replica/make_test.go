@@ -14,10 +14,19 @@ import (
 
 var smallGeometry = Geometry{Name: "test", SizeBytes: 16 << 20, Replicas: 3, Shards: 2, SegmentBlocks: 1024}
 
+// openSlot opens a slot of a new volume, or makes it.
+func openSlot(files disk.FS, id journal.SlotID, g Geometry) (s *Slot, made bool, err error) {
+	if s, err = ReadSlot(files, id, "test"); !lacks(err) {
+		return s, false, err
+	}
+	s, err = MakeSlot(files, "test", g.Superblocks(func(b []byte) { b[0]++ })[id])
+	return s, err == nil, err
+}
+
 // mustOpen opens a slot, or makes it, and closes it again.
 func mustOpen(t *testing.T, files disk.FS) (made bool) {
 	t.Helper()
-	s, made, err := OpenSlot(files, 1, "test", smallGeometry)
+	s, made, err := openSlot(files, 1, smallGeometry)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +47,7 @@ func TestMakeCutShort(t *testing.T) {
 			for n := uint64(0); ; n++ {
 				files := disk.Memory(seed, disk.MemoryOptions{})
 				faulty, _ := disk.FailNth(files, n, syscall.EIO)
-				s, _, err := OpenSlot(faulty, 1, "test", smallGeometry)
+				s, _, err := openSlot(faulty, 1, smallGeometry)
 				whole := err == nil
 				if whole {
 					if err := s.Close(); err != nil {
@@ -117,7 +126,7 @@ func TestMakeOverNothing(t *testing.T) {
 			}
 			c.there(t, files)
 			before, _ := files.List(".")
-			if s, _, err := OpenSlot(files, 1, "test", smallGeometry); s != nil || !errors.Is(err, c.want) {
+			if s, _, err := openSlot(files, 1, smallGeometry); s != nil || !errors.Is(err, c.want) {
 				t.Errorf("opened: %v, expected %v", err, c.want)
 			}
 			if super, err := Inspect(files); super != nil || !errors.Is(err, c.want) {
@@ -135,11 +144,11 @@ func TestMakeOverNothing(t *testing.T) {
 // of its lock is not taken for that.
 func TestLocked(t *testing.T) {
 	files := disk.Memory(1, disk.MemoryOptions{})
-	s, _, err := OpenSlot(files, 1, "test", smallGeometry)
+	s, _, err := openSlot(files, 1, smallGeometry)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := OpenSlot(files, 1, "test", smallGeometry); !errors.Is(err, ErrInUse) {
+	if _, _, err := openSlot(files, 1, smallGeometry); !errors.Is(err, ErrInUse) {
 		t.Errorf("opened twice: %v", err)
 	}
 	if err := s.Close(); err != nil {

@@ -1,10 +1,12 @@
 package replica
 
 import (
+	"encoding/binary"
 	"errors"
 	"testing"
 	"time"
 
+	"trivet/disk"
 	"trivet/journal"
 )
 
@@ -15,20 +17,72 @@ type standIn struct {
 	suspect           [journal.MaxSlots]journal.LSN
 	absent            bool
 	incomplete        bool
+	filling           bool // it takes the place of one that was lost
+	replacement       bool // and is not filled any more
+	sole              bool // its peers were replaced at once
+	older             bool // of version 1
+	wentBack          bool
+}
+
+// superblock is that of a stand-in.
+func (s *standIn) superblock() journal.Superblock {
+	super := journal.Superblock{Promised: journal.GenerationID{Number: s.promised}, Original: !s.filling && !s.replacement}
+	if s.started > 0 {
+		super.History = journal.History{{GenerationID: journal.GenerationID{Number: s.started}, Started: true, LSNs: []journal.LSN{1}}}
+	}
+	if s.filling {
+		super.Filling = 1
+	}
+	if s.sole {
+		super.Sole = 7
+	}
+	if s.older {
+		super = *decoded(superblock1(0, s.started, s.promised))
+	}
+	return super
+}
+
+// superblock1 is a copy of a superblock as version 1 wrote it, of a slot of
+// smallGeometry.
+func superblock1(slot byte, started, promised journal.Generation) []byte {
+	b := disk.Alloc(journal.BlockSize)
+	le := binary.LittleEndian
+	copy(b, "TrivetSb")
+	le.PutUint16(b[8:], 1)
+	b[10], b[11] = slot, byte(smallGeometry.Replicas)
+	le.PutUint16(b[12:], uint16(smallGeometry.Shards))
+	le.PutUint64(b[32:], 1)
+	le.PutUint64(b[40:], smallGeometry.SizeBytes)
+	le.PutUint32(b[48:], smallGeometry.SegmentBlocks)
+	le.PutUint64(b[56:], uint64(promised))
+	le.PutUint64(b[64:], uint64(started))
+	copy(b[80:], smallGeometry.Name)
+	le.PutUint32(b[journal.BlockSize-4:], journal.Checksum(b[:journal.BlockSize-4]))
+	return b
+}
+
+// decoded reads a copy of a superblock that is right.
+func decoded(b []byte) *journal.Superblock {
+	s, err := journal.DecodeSuperblock(b)
+	if err != nil {
+		panic(err)
+	}
+	return s
 }
 
 // group makes a group of one shard, as it is after recovery.
 func group(slots [3]standIn) *Group {
 	g := &Group{
 		Geometry: Geometry{Replicas: 3, Shards: 1}, Slots: make([]*Slot, 3), Absent: make([]error, 3),
-		Lanes: [][]*journal.Recovery{make([]*journal.Recovery, 3)},
+		Lanes: [][]*journal.Recovery{make([]*journal.Recovery, 3)}, wentBack: make([]bool, 3), Members: journal.Members{Number: 7},
 	}
 	g.opt.Log = func(int, string, error) {}
 	for i, s := range slots {
 		if s.absent {
 			continue
 		}
-		g.Slots[i] = &Slot{ID: journal.SlotID(i), super: journal.Superblock{Started: s.started, Promised: s.promised}}
+		g.Slots[i] = &Slot{ID: journal.SlotID(i), super: s.superblock()}
+		g.wentBack[i] = s.wentBack
 		g.Lanes[0][i] = &journal.Recovery{Stamp: s.stamp, Suspect: s.suspect, Incomplete: s.incomplete}
 	}
 	return g
@@ -79,16 +133,25 @@ func TestQuorum(t *testing.T) {
 		slots [3]standIn
 		opens bool
 	}{
-		"three that took part":            {[3]standIn{{started: 1}, {started: 1}, {started: 1}}, true},
-		"two that took part":              {[3]standIn{{started: 1}, {absent: true}, {started: 1}}, true},
-		"a new volume":                    {[3]standIn{}, true},
-		"one is missing of a new volume":  {[3]standIn{{}, {absent: true}, {}}, false},
-		"one took part, one is blank":     {[3]standIn{{started: 5}, {}, {absent: true}}, false},
-		"one took part, two are replaced": {[3]standIn{{started: 5, promised: 5}, {}, {}}, false},
-		"one is in the middle of a copy":  {[3]standIn{{started: 5}, {started: 5, incomplete: true}, {absent: true}}, false},
-		"the first start was cut short":   {[3]standIn{{started: 1, promised: 1}, {promised: 1}, {promised: 1}}, true},
-		"so was the second":               {[3]standIn{{started: 2, promised: 2}, {promised: 2}, {promised: 1}}, true},
-		"one of two blanks was replaced":  {[3]standIn{{started: 1, promised: 1}, {promised: 1}, {}}, false},
+		"three that took part":                              {[3]standIn{{started: 1}, {started: 1}, {started: 1}}, true},
+		"two that took part":                                {[3]standIn{{started: 1}, {absent: true}, {started: 1}}, true},
+		"a new volume":                                      {[3]standIn{}, true},
+		"one is missing of a new volume":                    {[3]standIn{{}, {absent: true}, {}}, true},
+		"two are missing of a new volume":                   {[3]standIn{{}, {absent: true}, {absent: true}}, false},
+		"one took part, one is being filled":                {[3]standIn{{started: 5}, {filling: true}, {absent: true}}, false},
+		"one took part, two are being filled":               {[3]standIn{{started: 5}, {filling: true}, {filling: true}}, false},
+		"the same on an operator's word":                    {[3]standIn{{started: 5, sole: true}, {filling: true}, {filling: true}}, true},
+		"the same, and the survivor is away":                {[3]standIn{{absent: true}, {filling: true, promised: 6}, {filling: true, promised: 6}}, false},
+		"the same, the survivor's place is empty":           {[3]standIn{{filling: true}, {filling: true, promised: 6}, {filling: true, promised: 6}}, false},
+		"one is in the middle of a copy":                    {[3]standIn{{started: 5}, {started: 5, incomplete: true}, {absent: true}}, false},
+		"the first start was cut short":                     {[3]standIn{{started: 1, promised: 1}, {promised: 1}, {promised: 1}}, true},
+		"so was the second":                                 {[3]standIn{{started: 2, promised: 2}, {promised: 2}, {promised: 1}}, true},
+		"one took part, the others are replaced and blank":  {[3]standIn{{started: 1, promised: 1}, {replacement: true, promised: 1}, {replacement: true, promised: 1}}, false},
+		"two originals went back to before the first start": {[3]standIn{{started: 5}, {wentBack: true}, {wentBack: true}}, false},
+		"two that took part, one of them went back":         {[3]standIn{{started: 5}, {started: 3, wentBack: true}, {absent: true}}, false},
+		"a new volume of an older version":                  {[3]standIn{{older: true, promised: 1}, {older: true}, {older: true}}, true},
+		"two older ones that never took part":               {[3]standIn{{older: true, promised: 1}, {older: true, promised: 1}, {absent: true}}, false},
+		"three older ones that were promised more":          {[3]standIn{{older: true, promised: 6}, {older: true, promised: 6}, {older: true}}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := group(c.slots).checkQuorum()

@@ -28,12 +28,13 @@ func (g Geometry) RoomToReturn(files disk.FS) error {
 // shard, whether all that the lane lacks was written since the slot was dropped.
 // After an error the caller closes the slot.
 func (g *Group) Reopen(s *Slot) (lanes []*journal.Recovery, known []bool, err error) {
-	if s.Geometry() != g.Geometry {
-		return nil, nil, fmt.Errorf("slot %d in %s: %w", s.ID, s.Where, ErrMismatch)
+	if err := g.welcomes(s); err != nil {
+		return nil, nil, err
 	}
 	i := int(s.ID)
 	alone := &Group{Geometry: g.Geometry, Generation: g.Generation, Slots: make([]*Slot, g.Replicas), Absent: make([]error, g.Replicas), opt: g.opt}
 	alone.Slots[i] = s
+	alone.wentBack = make([]bool, g.Replicas)
 	alone.makeLanes()
 	err = alone.recoverSlot(i, s)
 	if err == nil {
@@ -48,7 +49,7 @@ func (g *Group) Reopen(s *Slot) (lanes []*journal.Recovery, known []bool, err er
 	for shard := range alone.Lanes {
 		r := alone.Lanes[shard][i]
 		lanes = append(lanes, r)
-		known = append(known, s.super.Started == g.Generation && !r.Incomplete && r.Damage == nil && len(r.Rotten) == 0)
+		known = append(known, s.Started() == g.Generation && !s.blank() && !r.Incomplete && r.Damage == nil && len(r.Rotten) == 0)
 		if r.Incomplete && r.Fed {
 			continue // it says so already
 		}
@@ -69,23 +70,63 @@ func (g *Group) copier(to *journal.Recovery, s *Slot) *journal.Copier {
 	}
 }
 
+// welcomes returns why a slot cannot come back, nil when it can: it is of this
+// volume and its members, and knows of nothing that its peers do not.
+func (g *Group) welcomes(s *Slot) error {
+	if s.Geometry() != g.Geometry {
+		return fmt.Errorf("slot %d in %s: %w", s.ID, s.Where, ErrMismatch)
+	}
+	if s.super.Members.Number > g.Members.Number {
+		return fmt.Errorf("slot %d in %s knows of later members, %d: %w", s.ID, s.Where, s.super.Members.Number, ErrOtherLife)
+	}
+	if err := g.isMember(s); err != nil {
+		return err
+	}
+	last := s.super.History.Last().GenerationID
+	known := false
+	for _, peer := range g.Slots {
+		known = known || peer != nil && peer != s && peer.knows(last)
+	}
+	if !known {
+		return fmt.Errorf("slot %d in %s took part in generation %v, of which its peers know nothing: %w; 'trivet slot replace %d' makes another", s.ID, s.Where, last, ErrOtherLife, s.ID)
+	}
+	return nil
+}
+
+// NextID names a generation that is to begin.
+func (g *Group) NextID(number journal.Generation) journal.GenerationID {
+	return journal.GenerationID{Number: number, Name: drawName(g.opt.Draw)}
+}
+
 // Promise stores in every slot that a generation is about to begin.
-func Promise(g journal.Generation, slots []*Slot) error {
+func Promise(g journal.GenerationID, slots []*Slot) error {
 	for _, s := range slots {
 		if err := s.promise(g); err != nil {
-			return fmt.Errorf("slot %d: promise generation %d: %w", s.ID, g, err)
+			return fmt.Errorf("slot %d: promise generation %v: %w", s.ID, g, err)
 		}
 	}
 	return nil
 }
 
 // StartNext stores in one slot after another that the generation has begun, and
-// where. The one that returns must be the last: until all others have it, what
-// they made durable without it must outrank it.
-func StartNext(g journal.Generation, starts []journal.LSN, slots []*Slot) error {
+// where, and then in each that it has begun in all of them. The one that returns
+// must be the last: until all others have it, what they made durable without it
+// must outrank it.
+func (g *Group) StartNext(id journal.GenerationID, starts []journal.LSN, slots []*Slot) error {
+	o := outlook{members: g.Members, home: g.opt.Known.Home, places: g.Places()}
+	mask := uint8(0)
 	for _, s := range slots {
-		if err := s.start(g, starts); err != nil {
-			return fmt.Errorf("slot %d: start generation %d: %w", s.ID, g, err)
+		o.history = o.history.Join(s.history())
+		mask |= 1 << s.ID
+	}
+	for _, s := range slots {
+		if err := s.start(journal.Begin{GenerationID: id, LSNs: starts}, o); err != nil {
+			return fmt.Errorf("start generation %v: %w", id, err)
+		}
+	}
+	for _, s := range slots {
+		if err := s.confirm(id, mask, 0); err != nil {
+			return fmt.Errorf("confirm generation %v: %w", id, err)
 		}
 	}
 	return nil

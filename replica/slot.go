@@ -31,10 +31,11 @@ type Slot struct {
 
 	headers []journal.Header // found by scan; dropped once the pool is seeded
 
-	super     journal.Superblock // guarded by commitMu once the slot is active
+	super     journal.Superblock // guarded by commitMu once the slot is active; see super.go
 	superFile disk.File
-	commitMu  sync.Mutex    // serialises commits and writes of the superblock, which are I/O
-	published atomic.Uint64 // super.Checkpoint, for those who must not wait for I/O
+	commitMu  sync.Mutex                      // serialises commits and writes of the superblock, which are I/O
+	published atomic.Uint64                   // super.Checkpoint, for those who must not wait for I/O
+	lives     atomic.Pointer[journal.History] // super.History, for the same
 
 	handleMu sync.RWMutex
 	handles  map[uint32]disk.File // log files open for reading, by number
@@ -75,26 +76,13 @@ func (s *Slot) open() (err error) {
 		return errors.Join(err, s.superFile.Close(), s.lock.Close())
 	}
 	s.super = *super
+	s.publish()
 	s.pool = newPool(s.fs, super.SegmentBlocks)
 	return nil
 }
 
 // Attach gives the slot its metadata store, which the slot then owns.
 func (s *Slot) Attach(store meta.Store) { s.store = store }
-
-// Geometry returns what the superblock says of the volume.
-func (s *Slot) Geometry() Geometry {
-	return Geometry{
-		Volume: s.super.Volume, Name: s.super.Name, SizeBytes: s.super.SizeBytes, Replicas: int(s.super.Replicas),
-		Shards: int(s.super.Shards), SegmentBlocks: s.super.SegmentBlocks,
-	}
-}
-
-// Started returns the last generation that the slot took part in, 0 for none.
-func (s *Slot) Started() journal.Generation { return s.super.Started }
-
-// blank tells whether the slot never took part in a generation.
-func (s *Slot) blank() bool { return s.super.Started == 0 }
 
 // checkStore compares the store's sequence with its mirror: a store that has
 // fallen behind has lost keys, whatever it still answers.
@@ -105,28 +93,12 @@ func (s *Slot) checkStore() error {
 	if err != nil {
 		return fmt.Errorf("slot %d: %w", s.ID, err)
 	}
-	if sequence < s.super.Checkpoint {
-		return fmt.Errorf("slot %d: metadata is at checkpoint %d, %d was made: %w", s.ID, sequence, s.super.Checkpoint, meta.ErrCorrupt)
+	if sequence < s.super.Checkpoint.Sequence {
+		return fmt.Errorf("slot %d: metadata is at checkpoint %d, %d was made: %w", s.ID, sequence, s.super.Checkpoint.Sequence, meta.ErrCorrupt)
 	}
-	s.super.Checkpoint = sequence
+	s.super.Checkpoint.Sequence = sequence
 	s.published.Store(sequence)
 	return nil
-}
-
-// promise stores the generation below which the slot never serves again.
-func (s *Slot) promise(g journal.Generation) error {
-	s.commitMu.Lock()
-	defer s.commitMu.Unlock()
-	s.super.Promised = g
-	return s.super.Write(s.superFile)
-}
-
-// start stores that the slot takes part in the generation, from these LSNs on.
-func (s *Slot) start(g journal.Generation, starts []journal.LSN) error {
-	s.commitMu.Lock()
-	defer s.commitMu.Unlock()
-	s.super.Started, s.super.Starts = g, starts
-	return s.super.Write(s.superFile)
 }
 
 // scan reads the first block of every segment. A segment that cannot be read
@@ -145,7 +117,7 @@ func (s *Slot) scan() ([]journal.Header, error) {
 		if err := s.ReadSegment(segment, block, 0); err != nil {
 			return nil, err
 		}
-		h, ok, err := journal.DecodeHeader(block, s.super.Volume, s.ID, segment)
+		h, ok, err := journal.DecodeHeader(block, s.super.Signed, s.ID, segment)
 		if err != nil {
 			return nil, fmt.Errorf("slot %d: %w", s.ID, err)
 		}
@@ -293,17 +265,17 @@ func (s *Slot) commit(pairs []journal.Pair) error {
 			return err
 		}
 	}
-	next := s.super.Checkpoint + 1
+	next := s.super.Checkpoint.Sequence + 1
 	if err := s.store.Commit(ctx, next, list); err != nil {
 		// The outcome is unknown: the next commit must not reuse the number.
 		if sequence, errSequence := s.store.Sequence(ctx); errSequence == nil {
-			s.super.Checkpoint = max(s.super.Checkpoint, sequence)
+			s.super.Checkpoint.Sequence = max(s.super.Checkpoint.Sequence, sequence)
 		}
 		return err
 	}
-	s.super.Checkpoint = next
+	s.super.Checkpoint.Sequence = next
 	s.published.Store(next)
-	return s.super.Write(s.superFile)
+	return s.save(false)
 }
 
 // syncLog makes the segments durable that recovery has adopted.

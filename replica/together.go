@@ -54,9 +54,9 @@ func (g *Group) rank(shard uint16) (all []standing, best int) {
 		if r == nil {
 			continue
 		}
-		st := standing{usable: g.usable[i] && !g.isUnfit(shard, i), started: g.Slots[i].super.Started, lsn: r.Stamp.LSN, damaged: r.Damage != nil && spared}
+		st := standing{usable: g.usable[i] && !g.isUnfit(shard, i), started: g.Slots[i].Started(), lsn: r.Stamp.LSN, damaged: r.Damage != nil && spared}
 		for j, peer := range lanes {
-			if peer == nil || j == i || !g.usable[j] || g.Slots[j].super.Started < g.started {
+			if peer == nil || j == i || !g.usable[j] || g.Slots[j].Started() < g.started {
 				continue
 			}
 			if peer.Stamp.Generation < st.started {
@@ -88,7 +88,7 @@ func (g *Group) bringTogether(shard uint16) error {
 	if best < 0 {
 		return g.recount()
 	}
-	if err := lanes[best].Damage; err != nil && g.silent(shard) >= g.Quorum() && !g.outlived(shard, all[best].lsn) && g.opt.Survivor == 0 {
+	if err := lanes[best].Damage; err != nil && g.silent(shard) >= g.Quorum() && !g.isInArena(shard, all[best].lsn) && g.opt.Survivor == 0 {
 		return fmt.Errorf("slot %d shard %d is the best copy that is left: %w; --survivor %d opens the volume without what is missing", best, shard, err, best)
 	}
 	for i, r := range lanes {
@@ -143,9 +143,9 @@ func (g *Group) silent(shard uint16) (n int) {
 	return n
 }
 
-// outlived tells whether the arena holds all that a lane at lsn lacks.
-func (g *Group) outlived(shard uint16, lsn journal.LSN) bool {
-	return g.opt.Arena != nil && lsn >= g.opt.Arena.Retired(shard)
+// isInArena reports whether the arena holds all that a lane at lsn lacks.
+func (g *Group) isInArena(shard uint16, lsn journal.LSN) bool {
+	return g.outlived != nil && lsn >= g.outlived.Retired(shard)
 }
 
 // copyLane copies every region in which two lanes differ, and removes what the

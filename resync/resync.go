@@ -158,10 +158,11 @@ func (v *Volume) begin(slot int, g journal.Generation, slots []*replica.Slot) er
 	if len(slots) < v.Group.Replicas { // one that is about to be dropped may still vote
 		return fmt.Errorf("%w: another slot does not take part", replica.ErrQuorum)
 	}
-	if err := replica.Promise(g, slots); err != nil {
+	id := v.Group.NextID(g)
+	if err := replica.Promise(id, slots); err != nil {
 		return err
 	}
-	v.Arena.SetGeneration(uint64(g))
+	v.Arena.SetOwner(v.Group.Owner(id))
 	starts := make([]journal.LSN, len(v.Shards))
 	err := v.each(func(i int, sh *shard.Shard, answer func(error)) {
 		sh.Begin(slot, g, func(start journal.LSN, err error) { starts[i] = start; answer(err) })
@@ -169,7 +170,7 @@ func (v *Volume) begin(slot int, g journal.Generation, slots []*replica.Slot) er
 	if err != nil {
 		return err
 	}
-	if err := replica.StartNext(g, starts, slots); err != nil {
+	if err := v.Group.StartNext(id, starts, slots); err != nil {
 		return err
 	}
 	return v.each(func(_ int, sh *shard.Shard, answer func(error)) { sh.Admit(slot, answer) })

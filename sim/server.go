@@ -106,7 +106,7 @@ func (s *server) assemble(missing int) (err error) {
 		},
 		SetAside:  s.setAside,
 		OpenArena: s.openArena,
-		ArenaAside: func(why error) error {
+		ArenaAside: func(_ replica.Geometry, why error) error {
 			w.fail("the arena cannot be used: %v", why)
 			return nil
 		},
@@ -153,7 +153,7 @@ func (s *server) openSlot(i int) (*replica.Slot, error) {
 		Pause: func(a inject.Action) error { return nil },
 		Crash: func() { panic(killed{}) },
 	})
-	rep, _, err := replica.OpenSlot(files, journal.SlotID(i), fmt.Sprintf("slot-%d", i), w.geometry)
+	rep, err := replica.ReadSlot(files, journal.SlotID(i), fmt.Sprintf("slot-%d", i))
 	if err != nil {
 		return nil, err
 	}
@@ -162,9 +162,9 @@ func (s *server) openSlot(i int) (*replica.Slot, error) {
 }
 
 // openArena opens the arena. Nothing in it may be damaged.
-func (s *server) openArena() (_ *arena.Arena, err error) {
+func (s *server) openArena(g replica.Geometry) (_ *arena.Arena, err error) {
 	w := s.w
-	opt := arena.Options{Volume: w.geometry.Volume, Dir: w.dir, SizeBytes: int64(w.cfg.arenaPages) * arena.PageSize, Shards: w.geometry.Shards}
+	opt := arena.Options{Volume: g.Volume, Dir: w.dir, SizeBytes: int64(w.cfg.arenaPages) * arena.PageSize, Shards: w.geometry.Shards}
 	if w.arena, err = arena.Open(opt); err != nil {
 		return nil, err
 	}
@@ -181,7 +181,7 @@ func (s *server) openArena() (_ *arena.Arena, err error) {
 // activate makes the shards and begins the generation.
 func (s *server) activate() error {
 	w, g := s.w, s.group
-	s.arena.SetGeneration(uint64(g.Generation))
+	s.arena.SetOwner(g.Owner(g.ID))
 	if err := g.Start(); err != nil {
 		return err
 	}
@@ -264,8 +264,12 @@ func (s *server) checkGenerations() {
 			s.w.fail("superblock of slot %d: %v", i, err)
 		}
 		for shard, lanes := range s.group.Lanes {
-			if stamp := lanes[i].Stamp; stamp.LSN >= super.Starts[shard] && stamp.Generation < super.Started {
-				s.w.fail("slot %d shard %d is at LSN %d of generation %d; generation %d began at %d", i, shard, stamp.LSN, stamp.Generation, super.Started, super.Starts[shard])
+			begin := super.History.Last()
+			if begin.Number == 0 {
+				continue
+			}
+			if stamp := lanes[i].Stamp; stamp.LSN >= begin.LSNs[shard] && stamp.Generation < begin.Number {
+				s.w.fail("slot %d shard %d is at LSN %d of generation %d; generation %d began at %d", i, shard, stamp.LSN, stamp.Generation, begin.Number, begin.LSNs[shard])
 			}
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"trivet/device"
+	"trivet/journal"
 )
 
 const checkedBlocks = 64
@@ -138,7 +139,7 @@ func TestCheckFindsOneFlippedByte(t *testing.T) {
 		{"header", header, headerAt + 36, []string{"slot 0: shard", "segment", "header", "checksum"}},
 		{"descriptor", descriptor, descriptorAt + 130, []string{"slot 2: shard", "descriptor in block 1", "checksum"}},
 		{"superblock copy 0", superblock, 100, []string{"slot 1: superblock copy 0", "checksum"}},
-		{"superblock copy 1", superblock, blockBytes + 100, []string{"slot 1: superblock copy 1", "checksum"}},
+		{"superblock copy 1", superblock, journal.SuperblockSize/2 + 100, []string{"slot 1: superblock copy 1", "checksum"}},
 	} {
 		restore := flipAt(t, test.path, test.at)
 		printed, status := check(t, dir)

@@ -7,12 +7,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync/atomic"
 
 	"github.com/spf13/cobra"
 
-	"trivet/disk"
+	"trivet/device"
 	"trivet/journal"
 	"trivet/meta"
 	"trivet/replica"
@@ -71,7 +70,14 @@ type volumeCheck struct {
 // The error wraps errFindings when something is wrong in it.
 func checkVolume(ctx context.Context, o VolumeOptions, out, stderr io.Writer) (err error) {
 	c := &volumeCheck{out: out, progress: newProgress(stderr)}
-	slots, err := c.open(ctx, slotDirs(o))
+	dirs, known, err := device.Locate(device.Options{Dir: o.Dir, Slots: o.Slots})
+	if errors.Is(err, device.ErrNoVolume) {
+		return errors.New("no volume here; give the directory that 'trivet serve' was given")
+	}
+	if err != nil {
+		return err
+	}
+	slots, err := c.open(ctx, dirs)
 	defer func() {
 		c.progress.clear()
 		for _, s := range slots {
@@ -84,7 +90,7 @@ func checkVolume(ctx context.Context, o VolumeOptions, out, stderr io.Writer) (e
 	if err != nil {
 		return err
 	}
-	err = replica.Check(slots, replica.CheckReport{Found: c.found, Note: c.note, Verified: c.verified})
+	err = replica.Check(slots, known, replica.CheckReport{Found: c.found, Note: c.note, Verified: c.verified})
 	if err != nil {
 		return err
 	}
@@ -95,44 +101,6 @@ func checkVolume(ctx context.Context, o VolumeOptions, out, stderr io.Writer) (e
 		return fmt.Errorf("%w: %s", errFindings, plural(c.findings, "finding"))
 	}
 	return ctx.Err()
-}
-
-// slotDirs returns where the slots of a volume are: as many as the first
-// superblock says that can be read, or else those that are there.
-func slotDirs(o VolumeOptions) []string {
-	var dirs []string
-	count := 0
-	for i := range journal.MaxSlots {
-		dir := o.Slots[i]
-		if dir == "" {
-			dir = filepath.Join(o.Dir, "slot-"+strconv.Itoa(i))
-		}
-		dirs = append(dirs, dir)
-		if _, err := os.Stat(dir); err == nil && count == 0 {
-			count = i + 1
-		}
-		if replicas, err := replicasOf(dir); err == nil {
-			count = max(count, replicas)
-		}
-	}
-	return dirs[:count]
-}
-
-// replicasOf reads from a slot's superblock how many slots its volume has.
-func replicasOf(dir string) (int, error) {
-	files, err := disk.Real(dir, disk.Options{})
-	if err != nil {
-		return 0, err
-	}
-	f, err := files.Open(journal.SuperblockFile)
-	if err != nil {
-		return 0, err
-	}
-	super, _, err := journal.ReadSuperblock(f)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return 0, err
-	}
-	return int(super.Replicas), nil
 }
 
 // open opens what slots there are. One that is served refuses the whole check.

@@ -61,7 +61,7 @@ func newRootCommand() *cobra.Command {
 	)
 	addGrouped(root, "serve", newServeCommand(), newCheckCommand())
 	addGrouped(root, "watch", newStatusCommand(), newTopCommand(), newInflightCommand(),
-		newEventsCommand(), newFaultsCommand(), newFaultCommand())
+		newEventsCommand(), newFaultsCommand(), newFaultCommand(), newSlotCommand())
 	addGrouped(root, "later", plannedCommands()...)
 	return root
 }
@@ -113,7 +113,6 @@ func plannedCommands() []*cobra.Command {
 		{"replica", "Serve one remote slot", "all slots are directories of 'trivet serve' for now"},
 		{"attach", "Attach a volume to the kernel's nbd", "use 'nbd-client -unix SOCKET /dev/nbd0', or nbdfuse"},
 		{"detach", "Detach a volume from the kernel's nbd", "use 'nbd-client -d /dev/nbd0'"},
-		{"slot", "Fault, resynchronise or replace a slot", "a slot that was dropped comes back by itself"},
 	}
 	var commands []*cobra.Command
 	for _, p := range planned {

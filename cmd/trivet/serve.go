@@ -120,15 +120,12 @@ func startServer(ctx context.Context, plan servePlan, checks []control.Check) (*
 	return s, nil
 }
 
-// openOrCreate makes the directory of a new volume alone: a mistyped name must
-// not leave one behind.
+// openOrCreate opens the volume, or makes one if a size was given.
 func openOrCreate(ctx context.Context, o VolumeOptions) (Volume, error) {
 	if o.SizeBytes == 0 {
 		if _, err := os.Stat(o.Dir); errors.Is(err, fs.ErrNotExist) {
 			return nil, errNoVolume
 		}
-	} else if err := os.MkdirAll(o.Dir, 0o755); err != nil {
-		return nil, fmt.Errorf("make the directory: %w", bareSyscall(err))
 	}
 	return openVolume(ctx, o)
 }
@@ -170,6 +167,11 @@ func (s *server) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), s.plan.volume.Deadline+drainTimeout)
 	defer cancel()
 	return errors.Join(s.frontend.Close(ctx), s.volume.Close(ctx), s.control.Close())
+}
+
+// ReplaceSlot asks the volume.
+func (s *server) ReplaceSlot(ctx context.Context, slot int, at string) error {
+	return s.volume.ReplaceSlot(ctx, slot, at)
 }
 
 // Status is the volume's, completed by what only the process knows.

@@ -43,6 +43,10 @@ type serveFlags struct {
 	arena        string
 	name         string
 	survivor     string
+	replace      []string
+	newIdentity  bool
+	adoptArena   bool
+	acceptLoss   bool
 	reclaim      string
 	logLevel     string
 }
@@ -62,14 +66,21 @@ func (f *serveFlags) register(set *pflag.FlagSet) {
 	set.Var(&f.memory, "memory", "memory for all the server does: payloads, block cache, map, connections.\nThe metadata helpers, one process of some 50M a slot, are apart\n(default: what the volume can use, up to an eighth of the machine's)")
 	set.Var(&f.deadline, "deadline", "time after which a request fails rather than waits")
 	set.StringVar(&f.name, "name", "", "name of the export, besides the empty one (default: DIR's name)")
-	set.StringVar(&f.survivor, "survivor", "", "open the volume with this slot alone, although too few slots are\n"+
-		"usable or records are missing; says how far it may lag")
+	set.StringVar(&f.survivor, "survivor", "", "what this slot holds counts, and the others are lost: new ones are made\n"+
+		"in their places if these are empty; says how far the slot may lag")
+	set.StringArrayVar(&f.replace, "replace", nil, "make a new slot in the place of this one, and fill it while the others\n"+
+		"serve; what is there is set aside; can be repeated with --survivor")
+	set.BoolVar(&f.newIdentity, "new-identity", false, "DIR is a copy of a volume: make it one of its own")
+	set.BoolVar(&f.adoptArena, "adopt-arena", false, "log the acknowledged writes that shared memory holds for this volume here,\n"+
+		"although it was served in another directory that is still there")
+	set.BoolVar(&f.acceptLoss, "accept-loss", false, "open the volume although acknowledged writes in shared memory are damaged;\n"+
+		"they are set aside")
 	set.StringVar(&f.reclaim, "reclaim", reclaimAuto, "when segments are cleaned: auto (when space gets short) or always\n"+
 		"(whatever there is, without a pause; for tests)")
 	set.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	for flag, word := range map[string]string{
 		"listen": "URI", "slot": "ID=DIR", "control": "PATH",
-		"arena": "DIR", "name": "NAME", "survivor": "ID", "reclaim": "WHEN", "log-level": "LEVEL",
+		"arena": "DIR", "name": "NAME", "survivor": "ID", "replace": "ID", "reclaim": "WHEN", "log-level": "LEVEL",
 	} {
 		nameValue(set, flag, word)
 	}
@@ -108,7 +119,7 @@ func (f *serveFlags) plan(dir string) (p servePlan, err error) {
 		return p, err
 	}
 	for _, step := range []func(*servePlan) error{
-		f.planSize, f.planShape, f.planSlots, f.planSurvivor, f.planListeners, f.planArena, f.planLimits, f.planReclaim, f.planName, f.planLog,
+		f.planSize, f.planShape, f.planSlots, f.planSurvivor, f.planReplace, f.planListeners, f.planArena, f.planLimits, f.planReclaim, f.planName, f.planLog,
 	} {
 		if err := step(&p); err != nil {
 			return p, err
@@ -191,6 +202,24 @@ func (f *serveFlags) planSurvivor(p *servePlan) error {
 		return fmt.Errorf("--survivor %q: write the ID of the slot that is left, 0 to %d", f.survivor, journal.MaxSlots-1)
 	}
 	p.volume.Survivor = id + 1
+	return nil
+}
+
+func (f *serveFlags) planReplace(p *servePlan) error {
+	p.volume.NewIdentity, p.volume.AdoptArena, p.volume.AcceptLoss = f.newIdentity, f.adoptArena, f.acceptLoss
+	for _, text := range f.replace {
+		id, err := strconv.Atoi(text)
+		if err != nil || id < 0 || id >= journal.MaxSlots {
+			return fmt.Errorf("--replace %q: write the ID of the slot to be made anew, 0 to %d", text, journal.MaxSlots-1)
+		}
+		if id == p.volume.Survivor-1 {
+			return fmt.Errorf("--replace %d: the survivor is what the others are made from", id)
+		}
+		p.volume.Replace |= 1 << id
+	}
+	if p.volume.Survivor == 0 && bits.OnesCount8(p.volume.Replace) > 1 {
+		return errors.New("--replace: one slot at a time, for the two others must be whole; with --survivor ID, both")
+	}
 	return nil
 }
 

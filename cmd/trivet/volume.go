@@ -28,7 +28,11 @@ type VolumeOptions struct {
 	ArenaDir    string        // a directory on tmpfs; "" lets the volume choose
 	MemoryBytes uint64        // budget of arena, map and block cache; 0 is the default
 	Deadline    time.Duration // by which every request completes
-	Survivor    int           // slot plus one that is opened alone; 0 for none
+	Survivor    int           // slot plus one whose state counts, the others being lost; 0 for none
+	Replace     uint8         // slots that are made anew: bit i for slot i
+	NewIdentity bool          // the volume is a copy, and becomes one of its own
+	AdoptArena  bool          // takes what is in shared memory although its volume is elsewhere
+	AcceptLoss  bool          // opens although acknowledged writes in shared memory are damaged
 	Log         *slog.Logger
 	// ReclaimAlways cleans segments whether or not space is short.
 	ReclaimAlways bool
@@ -69,6 +73,7 @@ func openVolume(ctx context.Context, o VolumeOptions) (Volume, error) {
 	d, err := device.Open(ctx, device.Options{
 		Dir: o.Dir, Slots: o.Slots, Name: o.Name, Size: o.SizeBytes, Replicas: o.Replicas, Shards: o.Shards,
 		ArenaDir: o.ArenaDir, Memory: o.MemoryBytes, Deadline: o.Deadline, Survivor: o.Survivor, Faults: faults, Log: o.Log,
+		Replace: o.Replace, NewIdentity: o.NewIdentity, AdoptArena: o.AdoptArena, AcceptLoss: o.AcceptLoss,
 		ReclaimAlways: o.ReclaimAlways,
 	})
 	if errors.Is(err, device.ErrNoVolume) {
