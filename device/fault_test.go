@@ -239,7 +239,7 @@ func TestSurvivor(t *testing.T) {
 	for _, slot := range []string{"slot-0", "slot-1"} {
 		v.must(os.RemoveAll(filepath.Join(v.opt.Dir, slot)))
 	}
-	for range 2 { // blank slots are made by the first try, and never count
+	for range 2 { // nothing is made by the first try
 		d, err := Open(context.Background(), v.opt)
 		if !errors.Is(err, replica.ErrQuorum) {
 			if err == nil {
@@ -280,6 +280,7 @@ func TestReplaced(t *testing.T) {
 	v.must(os.RemoveAll(filepath.Join(v.opt.Dir, "slot-0")))
 	v.open()
 	v.expect(0, data)
+	v.replace(0)
 	v.close()
 	v.must(os.RemoveAll(filepath.Join(v.opt.Dir, "slot-2"))) // slots 0 and 1 are copies now
 	v.open()

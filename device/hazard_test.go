@@ -24,7 +24,7 @@ func (v *volume) image(slots ...int) *volume {
 	v.must(err)
 	v.t.Cleanup(func() { os.RemoveAll(shm) })
 	i := &volume{t: v.t, opt: v.opt, faults: inject.NewSet(1, time.Now)}
-	i.opt.Dir, i.opt.ArenaDir, i.opt.Faults = v.t.TempDir(), shm, i.faults
+	i.opt.Dir, i.opt.ArenaDir, i.opt.Faults, i.opt.moved = v.t.TempDir(), shm, i.faults, true
 	for _, slot := range slots {
 		name := fmt.Sprintf("slot-%d", slot)
 		v.must(os.CopyFS(filepath.Join(i.opt.Dir, name), os.DirFS(filepath.Join(v.opt.Dir, name))))

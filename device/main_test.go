@@ -157,6 +157,23 @@ func (v *volume) expect(at uint64, want []byte) {
 // live returns which slots take part.
 func (v *volume) live() (live []bool) { return v.membership.Live() }
 
+// replace makes a slot anew on an operator's word, and waits until it has everything.
+func (v *volume) replace(slot int) {
+	v.t.Helper()
+	v.must(v.ReplaceSlot(context.Background(), slot, ""))
+	v.back(slot)
+}
+
+// back waits until a slot takes part.
+func (v *volume) back(slot int) {
+	v.t.Helper()
+	for deadline := time.Now().Add(time.Minute); !v.live()[slot]; v.Snapshot() {
+		if time.Now().After(deadline) {
+			v.t.Fatalf("slot %d did not come back: %+v", slot, v.Events())
+		}
+	}
+}
+
 // pattern is n bytes that differ by seed and place.
 func pattern(seed, n int) []byte {
 	var block [4096]byte

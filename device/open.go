@@ -57,6 +57,9 @@ type Options struct {
 
 	// pause waits between two tries to take a lock; tests need not.
 	pause func(context.Context, time.Duration) error
+	// moved: the volume is not where its slots say, and nothing is there any more.
+	// Tests set it for what a crash would have left.
+	moved bool
 }
 
 // The defaults.
@@ -179,6 +182,8 @@ func (d *Device) openSlots(ctx context.Context) (err error) {
 func (d *Device) known(l *layout) replica.Known {
 	k := replica.Known{Home: d.opt.Dir, Whole: l.whole(), Places: l.places, Recorded: l.recorded, Elsewhere: d.elsewhere}
 	switch {
+	case d.opt.moved:
+		k.Elsewhere = nil
 	case l.record == nil:
 	case l.record.Renaming != hexID{}: // they are what they were called before, or what they are to be called
 		k.Elsewhere = nil

@@ -20,11 +20,11 @@ func TestSlotReturns(t *testing.T) {
 		"its disk is full":  func(v *volume) { v.rule("segment.alloc slot=1 error=ENOSPC") },
 		"its disk hangs":    func(v *volume) { v.rule("log.append slot=1 hang") },
 		"it was not opened": func(v *volume) { v.close(); v.rule("superblock slot=1 error=EIO"); v.open() },
-		"it is blank": func(v *volume) {
+		"it is replaced": func(v *volume) {
 			v.close()
-			v.rule("superblock slot=1 error=EIO")
-			v.open()
 			v.must(os.RemoveAll(filepath.Join(v.opt.Dir, "slot-1")))
+			v.open()
+			v.must(v.ReplaceSlot(context.Background(), 1, ""))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -213,11 +213,7 @@ func TestOneLeftWhileReturning(t *testing.T) {
 			v.reopen() // nothing is in memory
 			release := v.hangReads()
 			if blank {
-				hidden := v.rule("superblock slot=1 error=EIO")
-				v.faultSlot()
-				v.until("slot 1 is closed", func() bool { return v.said(1, "cannot come back yet") })
-				v.must(os.RemoveAll(filepath.Join(v.opt.Dir, "slot-1")))
-				v.faults.Remove(hidden)
+				v.must(v.ReplaceSlot(context.Background(), 1, ""))
 			} else {
 				v.faultSlot()
 			}
@@ -242,6 +238,7 @@ func TestCopiedAndIdle(t *testing.T) {
 	v.close()
 	v.must(os.RemoveAll(filepath.Join(v.opt.Dir, "slot-1")))
 	v.open()
+	v.replace(1)
 	for start := time.Now(); time.Since(start) < 6*time.Second; {
 		v.must(v.write(v.inShard(0), pattern(3, 8192), FUA))
 	}
