@@ -201,7 +201,7 @@ func (w *world) damage() {
 	if w.rng.IntN(8) == 0 {
 		for copy := range int64(2) {
 			// A slot of which no more than the directory was made has none.
-			_ = w.legs[i].disk.Corrupt(journal.SuperblockFile, copy*journal.BlockSize+100)
+			_ = w.legs[i].disk.Corrupt(journal.SuperblockFile, copy*journal.SuperblockSize/2+100)
 		}
 		w.trace("slot %d has no superblock", i)
 		return
@@ -283,6 +283,16 @@ func (w *world) planBoot() (missing int) {
 		}
 	}
 	return missing
+}
+
+// drawReplace draws whether an operator has a lost slot replaced by a start that is
+// without one.
+func (w *world) drawReplace(missing int) uint8 {
+	i := w.lost()
+	if i < 0 || i == missing || w.calm || w.rng.IntN(2) == 0 {
+		return 0
+	}
+	return 1 << i
 }
 
 // add2 puts a rule in force that is no slot's trouble.

@@ -8,7 +8,6 @@ import (
 
 	"trivet/journal"
 	"trivet/replica"
-	"trivet/resync"
 	"trivet/shard"
 )
 
@@ -38,6 +37,12 @@ func (s *server) bringBack(slot int) {
 	if s.back != nil || w.rng.IntN(4) == 0 {
 		return
 	}
+	s.startComeback(slot)
+}
+
+// startComeback begins to bring a slot back.
+func (s *server) startComeback(slot int) {
+	w := s.w
 	c := &comeback{w: w, slot: slot, due: w.now + time.Duration(w.rng.IntN(300))*time.Millisecond, runnable: true}
 	c.resume, c.stop = iter.Pull(func(yield func(struct{}) bool) {
 		c.yield = yield
@@ -101,22 +106,14 @@ func (c *comeback) run() {
 	if c.cancelled || !s.idle(c.slot) {
 		return
 	}
-	w.generation = max(w.generation, s.group.Generation) + 1
-	volume := resync.Volume{
-		Group: s.group, Shards: s.shards, Arena: s.arena, Members: s.membership, Live: s.liveSlots,
-		Open: func() (*replica.Slot, error) {
-			s.shut(c.slot)
-			return s.openSlot(c.slot)
-		},
-		Start: func(rep *replica.Slot) shard.Slot {
-			w.legs[c.slot].fed = true
-			s.group.Slots[c.slot] = rep
-			s.slots[c.slot] = &slot{w: w, id: c.slot, rep: rep, lanes: make([][]operation, w.geometry.Shards)}
-			return s.slots[c.slot]
-		},
-		Refresh: c.refresh, Wait: c.wait, Progress: func(int, int) { w.cover["regions refreshed"]++ },
+	if w.isLost(c.slot) {
+		if err := c.replace(); err != nil {
+			w.cover["returns that failed"]++
+			return
+		}
 	}
-	err := volume.Return(c.slot, w.generation)
+	w.generation = max(w.generation, s.group.Generation) + 1
+	err := c.volume().Return(c.slot, w.generation)
 	w.trace("slot %d has come back: %v", c.slot, err)
 	if err == nil {
 		s.group.Generation, s.group.Absent[c.slot] = w.generation, nil

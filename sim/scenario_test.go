@@ -20,6 +20,7 @@ func scenario(t *testing.T, seeds uint64, run func(w *world)) {
 		w := newWorld(seed, Options{Dir: dir})
 		err := w.attempt(func() {
 			w.calm = true
+			w.create()
 			if err := w.open(-1); err != nil {
 				w.fail("open a new volume: %v", err)
 			}

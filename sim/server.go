@@ -95,7 +95,10 @@ func (s *server) assemble(missing int) (err error) {
 	var began [journal.MaxSlots]bool // slots that had taken part, or bear witness
 	assembly := replica.Assembly{
 		Replicas: journal.MaxSlots,
-		Options:  replica.Options{CheckpointBytes: w.cfg.checkpointBytes, MapBytes: w.cfg.mapBytes, Policy: w.cfg.policy, Log: w.note},
+		Options: replica.Options{
+			CheckpointBytes: w.cfg.checkpointBytes, MapBytes: w.cfg.mapBytes, Policy: w.cfg.policy, Log: w.note,
+			Draw: w.draw, MakeSlot: s.makeSlot, Replace: w.drawReplace(missing),
+		},
 		OpenSlot: func(i int) (*replica.Slot, error) {
 			if i == missing {
 				return nil, errMissing
@@ -140,24 +143,41 @@ func (s *server) setAside(slots []int, why []error) error {
 		if !w.legs[i].suspicious && !w.legs[i].making {
 			w.fail("slot %d is set aside, but nothing was done to it: %v", i, why[i])
 		}
+		super, err := replica.Inspect(w.legs[i].disk)
+		if err != nil || super == nil {
+			w.fail("slot %d is set aside, and nothing says whose it is: %v", i, err)
+		}
 		w.blank(i)
+		super.Filling, super.Checkpoint, super.Announced = max(super.Started(), 1), journal.StoreCommit{}, journal.StoreCommit{}
+		rep, err := replica.MakeSlot(w.legs[i].disk, slotName(i), super)
+		if err == nil {
+			err = rep.Close()
+		}
+		if err != nil {
+			w.fail("make slot %d anew: %v", i, err)
+		}
 		w.cover["slots set aside"]++
 	}
 	w.restartDisks(false) // a store in memory is opened once
 	return nil
 }
 
-func (s *server) openSlot(i int) (*replica.Slot, error) {
-	w := s.w
-	files := disk.Faulty(w.legs[i].disk, w.faults, i, disk.FaultyOptions{
+func slotName(i int) string { return fmt.Sprintf("slot-%d", i) }
+
+// files are the slot's disk, under the rules that are in force.
+func (s *server) files(i int) disk.FS {
+	return disk.Faulty(s.w.legs[i].disk, s.w.faults, i, disk.FaultyOptions{
 		Pause: func(a inject.Action) error { return nil },
 		Crash: func() { panic(killed{}) },
 	})
-	rep, err := replica.ReadSlot(files, journal.SlotID(i), fmt.Sprintf("slot-%d", i))
+}
+
+func (s *server) openSlot(i int) (*replica.Slot, error) {
+	rep, err := replica.ReadSlot(s.files(i), journal.SlotID(i), slotName(i))
 	if err != nil {
 		return nil, err
 	}
-	rep.Attach(w.legs[i].store)
+	rep.Attach(s.w.legs[i].store)
 	return rep, nil
 }
 

@@ -161,6 +161,7 @@ func (w *world) blank(i int) {
 }
 
 func (w *world) run() {
+	w.create()
 	if err := w.open(-1); err != nil {
 		w.fail("open a new volume: %v", err)
 	}
@@ -357,6 +358,7 @@ func (w *world) reopen() {
 		w.fail("open with all slots and without faults: %v", err)
 	}
 	w.opened()
+	w.heal()
 }
 
 func (w *world) startLife() {
@@ -372,7 +374,9 @@ func (w *world) opened() {
 		w.legs[i].stale, w.legs[i].fed = s == nil, false
 		if s == nil {
 			w.trouble[i] = true
-			w.srv.bringBack(i)
+			if !w.calm {
+				w.srv.bringBack(i)
+			}
 			continue
 		}
 		w.legs[i].making = false
