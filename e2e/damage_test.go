@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -113,8 +114,9 @@ func (v *volume) current(t *testing.T) {
 }
 
 // TestSlotDeleted deletes one slot after another while the volume is stopped.
-// Each time the device opens, serves what it should, says that the slot was
-// missing, and makes it whole, so that the next one can be lost.
+// Each time the device opens without it, serves what it should and makes nothing;
+// an operator has the slot replaced, and it becomes whole while it is served, so
+// that the next one can be lost.
 func TestSlotDeleted(t *testing.T) {
 	v, k := loaded(t)
 	v.sound(t)
@@ -129,9 +131,14 @@ func TestSlotDeleted(t *testing.T) {
 		}
 		v.start(t)
 		k.verify(t)
+		v.says(t, fmt.Sprintf("slot %d: slot does not take part", slot))
+		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("slot %d was made without an operator's word: %v", slot, err)
+		}
+		command(t, program, "slot", "replace", fmt.Sprint(slot), "--control", v.dir)
 		v.current(t)
-		v.says(t, fmt.Sprintf("slot %d: a blank slot was made in %s", slot, dir))
-		v.says(t, fmt.Sprintf("slot %d: shard 0: equal to slot", slot))
+		v.says(t, fmt.Sprintf("slot %d: a new slot was made in %s", slot, dir))
+		k.verify(t)
 		v.stop(t)
 		v.sound(t)
 	}
