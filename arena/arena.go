@@ -134,6 +134,7 @@ var (
 // Arena is a fixed set of pages and their records. See the package comment for
 // who may call what.
 type Arena struct {
+	watch
 	retired []retiredLSN
 	table   []pageRecord
 	payload []byte
@@ -215,9 +216,7 @@ func (a *Arena) AllocSparing(spare, n int, dst []Page) bool {
 // is free already has two owners, and one of them is about to see the other's
 // bytes acknowledged as its own: Free panics.
 func (a *Arena) Free(pages ...Page) {
-	for _, p := range pages {
-		a.table[p].clear()
-	}
+	a.Withdraw(pages...)
 	a.mu.Lock()
 	a.free.put(pages)
 	wake := a.wanted && len(pages) > 0

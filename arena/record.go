@@ -121,6 +121,7 @@ func (a *Arena) Put(p Page, rec Record) {
 	r.page, r.shard, r.kind = uint32(p), rec.Shard, rec.Kind
 	r.stamps[0] = rec.Stamp
 	r.commit.Store(r.commitWord(0))
+	a.changed()
 }
 
 // Restamp gives a published record another place in history, as an activation
@@ -141,13 +142,15 @@ func (a *Arena) Restamp(p Page, s Stamp) {
 	selector := 1 - int(old>>32&1)
 	r.stamps[selector] = s
 	r.commit.Store(r.commitWord(selector))
+	a.changed()
 }
 
-// Withdraw ends the records of pages, as Free does, and leaves the pages to
-// their owner: the kernel may still be reading them.
+// Withdraw ends the records of pages in the order given, as Free does, and
+// leaves the pages to their owner: the kernel may still be reading them.
 func (a *Arena) Withdraw(pages ...Page) {
 	for _, p := range pages {
 		a.table[p].clear()
+		a.changed()
 	}
 }
 

@@ -135,6 +135,10 @@ func (c *core) advance() {
 // that are durable on every live lane; when memory is short, those that are
 // durable on a quorum and written on every live lane. (A lane that then fails
 // cannot write them again and is faulted.)
+//
+// Records leave the arena in the order of their LSNs, the detained ones too: a
+// kill in between must not leave an older record of a block without the newer
+// one, for what is left is logged again, over what was flushed.
 func (c *core) retire(durable journal.LSN) {
 	limit := c.least((*journal.Lane).Durable)
 	if c.arenaLow() {
@@ -147,19 +151,23 @@ func (c *core) retire(durable journal.LSN) {
 	c.cfg.Arena.Retired(c.cfg.Index, uint64(limit))
 	var pages [64]arena.Page
 	n := 0
+	free := func() {
+		c.cfg.Arena.Free(pages[:n]...)
+		n = 0
+	}
 	for c.window.Next() > c.window.First() && c.window.First() <= limit {
 		r := c.window.At(c.window.First())
 		reader := c.reader(r.LSN)
 		for i := range c.window.Items(r) {
 			page := arena.Page(c.window.ItemAt(r, i).Page)
 			if reader >= 0 {
+				free() // first what is older: see above
 				c.cfg.Arena.Withdraw(page)
 				c.detained[reader] = append(c.detained[reader], page)
 				continue
 			}
 			if n == len(pages) {
-				c.cfg.Arena.Free(pages[:n]...)
-				n = 0
+				free()
 			}
 			pages[n] = page
 			n++
@@ -167,7 +175,7 @@ func (c *core) retire(durable journal.LSN) {
 		c.pending.retire(r)
 		c.window.Retire()
 	}
-	c.cfg.Arena.Free(pages[:n]...)
+	free()
 }
 
 // reader returns a slot that was dropped while its disk had the record's
