@@ -22,7 +22,9 @@ func (a *Arena) Retired(shard uint16, lsn uint64) {
 		return
 	}
 	copies[older].lsn.Store(lsn)
+	a.changed()
 	copies[older].seal.Store(sealOf(int(shard), lsn))
+	a.changed()
 }
 
 // RetiredLSN returns what Retired noted last; 0 when it never did. The error wraps

@@ -28,6 +28,9 @@ package replica
 import (
 	"errors"
 	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"trivet/journal"
 )
@@ -57,21 +60,62 @@ type Geometry struct {
 // Quorum returns how many slots must have a write: 2 of 3, or 1 of 1.
 func (g Geometry) Quorum() int { return g.Replicas/2 + 1 }
 
+// The limits of a volume. CheckSize and CheckName judge them, for the command
+// line as well as here.
+const (
+	MinSizeBytes = 16 << 20
+	MaxSizeBytes = 1 << 50
+	sizeStep     = 1 << 20
+	// MaxNameBytes is what a superblock has room for.
+	MaxNameBytes = 63
+)
+
+// CheckSize returns an error when no volume can have the size, in bytes.
+func CheckSize(size uint64) error {
+	if size < MinSizeBytes || size > MaxSizeBytes || size%sizeStep != 0 {
+		return fmt.Errorf("size is %d bytes; it must be whole MiB, from %dM to %dT", size, MinSizeBytes>>20, MaxSizeBytes>>40)
+	}
+	return nil
+}
+
+// CheckName returns an error when no volume can have the name.
+func CheckName(name string) error {
+	if len(name) > MaxNameBytes || strings.ContainsFunc(name, unprintable) {
+		return fmt.Errorf("name %q must be printable, and at most %d bytes", name, MaxNameBytes)
+	}
+	return nil
+}
+
+// NameFor returns the name of a volume that is given none: the text, without
+// what CheckName would refuse.
+func NameFor(text string) string {
+	name := strings.Map(func(r rune) rune {
+		if unprintable(r) {
+			return '_'
+		}
+		return r
+	}, text)
+	for len(name) > MaxNameBytes {
+		_, last := utf8.DecodeLastRuneInString(name)
+		name = name[:len(name)-last]
+	}
+	return name
+}
+
+func unprintable(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }
+
 // Validate tells what is wrong with a geometry, in one line.
 func (g Geometry) Validate() error {
 	switch {
-	case g.SizeBytes < 16<<20 || g.SizeBytes%(1<<20) != 0:
-		return fmt.Errorf("size is %d bytes; it must be whole MiB, and at least 16M", g.SizeBytes)
-	case g.SizeBytes > 1<<50:
-		return fmt.Errorf("size is %d bytes; at most 1024T are supported", g.SizeBytes)
 	case g.Replicas != 1 && g.Replicas != journal.MaxSlots:
 		return fmt.Errorf("%d replicas; it must be 1 or 3", g.Replicas)
 	case g.Shards < 1 || g.Shards > journal.MaxShards || g.Shards&(g.Shards-1) != 0:
 		return fmt.Errorf("%d shards; it must be a power of two up to %d", g.Shards, journal.MaxShards)
-	case len(g.Name) > 63:
-		return fmt.Errorf("name %q is longer than 63 bytes", g.Name)
 	}
-	return nil
+	if err := CheckSize(g.SizeBytes); err != nil {
+		return err
+	}
+	return CheckName(g.Name)
 }
 
 // SegmentBlocksFor returns the segment size for a volume: 1/2048 of it, between

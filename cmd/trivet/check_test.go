@@ -37,7 +37,7 @@ func writtenVolume(t *testing.T) string {
 	}
 	for round := range 2 {
 		for n := range checkedBlocks / (1 + round) {
-			submit(t, v, &device.Request{Op: device.Write, Offset: blockAt(n), Length: blockBytes, Data: checkedBlock(n, round)})
+			submit(t, v, &device.Request{Op: device.Write, Offset: blockAt(n), Length: journal.BlockSize, Data: checkedBlock(n, round)})
 		}
 		submit(t, v, &device.Request{Op: device.Flush})
 	}
@@ -48,10 +48,10 @@ func writtenVolume(t *testing.T) string {
 }
 
 // blockAt spreads the blocks over the volume's regions.
-func blockAt(n int) uint64 { return uint64(n%8)<<20 + uint64(n)*blockBytes }
+func blockAt(n int) uint64 { return uint64(n%8)<<20 + uint64(n)*journal.BlockSize }
 
 func checkedBlock(n, round int) []byte {
-	return bytes.Repeat([]byte(fmt.Sprintf("block %5d %3d\n", n, round)), blockBytes)[:blockBytes]
+	return bytes.Repeat([]byte(fmt.Sprintf("block %5d %3d\n", n, round)), journal.BlockSize)[:journal.BlockSize]
 }
 
 func submit(t *testing.T, v Volume, r *device.Request) {
@@ -111,7 +111,7 @@ func find(t *testing.T, dir string, slot int, content []byte) (path string, at i
 		if err != nil {
 			t.Fatal(err)
 		}
-		for at := 0; at < len(data); at += blockBytes {
+		for at := 0; at < len(data); at += journal.BlockSize {
 			if bytes.HasPrefix(data[at:], content) {
 				return path, int64(at)
 			}
@@ -224,7 +224,7 @@ func TestCheckReadsTheDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := f.Read([][]byte{make([]byte, blockBytes), make([]byte, blockBytes)}, 0); err != nil || read != 2*blockBytes {
+	if err := f.Read([][]byte{make([]byte, journal.BlockSize), make([]byte, journal.BlockSize)}, 0); err != nil || read != 2*journal.BlockSize {
 		t.Errorf("%d bytes were counted, %v", read, err)
 	}
 }

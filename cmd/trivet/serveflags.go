@@ -11,23 +11,18 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/spf13/pflag"
 
 	"trivet/journal"
+	"trivet/replica"
 )
 
 // The limits of what serve accepts.
 const (
-	blockBytes      = 4096
-	minVolumeBytes  = 1 << 20
-	maxVolumeBytes  = 1 << 50
-	maxShards       = 256
 	minDeadline     = 100 * time.Millisecond
 	maxDeadline     = time.Hour
 	defaultDeadline = 20 * time.Second // below the 30 s of nbd-client, hazard 24
-	maxNameBytes    = 255
 	maxListeners    = 16
 )
 
@@ -54,7 +49,7 @@ type serveFlags struct {
 func (f *serveFlags) register(set *pflag.FlagSet) {
 	set.SortFlags = false
 	f.deadline = durationFlag(defaultDeadline)
-	set.Var(&f.size, "size", "size of a new volume, a multiple of 4K")
+	set.Var(&f.size, "size", "size of a new volume, in whole MiB, 16M or more")
 	set.Var(&f.replicas, "replicas", "copies of a new volume: 1 or 3 (default 3)")
 	set.Var(&f.shards, "shards", "shards of a new volume, a power of two (default: by the number of cores)")
 	set.StringArrayVar(&f.listen, "listen", nil, "address to serve on, can be repeated:\n"+
@@ -144,15 +139,12 @@ func volumeDir(dir string) (string, error) {
 }
 
 func (f *serveFlags) planSize(p *servePlan) error {
-	size := uint64(f.size)
-	p.volume.SizeBytes = size
-	switch {
-	case size == 0:
+	p.volume.SizeBytes = uint64(f.size)
+	if f.size == 0 {
 		return nil
-	case size%blockBytes != 0:
-		return fmt.Errorf("--size %d is not a multiple of 4K; the next one is %d", size, size/blockBytes*blockBytes+blockBytes)
-	case size < minVolumeBytes || size > maxVolumeBytes:
-		return fmt.Errorf("--size %s: a volume has 1M to 1P", &f.size)
+	}
+	if err := replica.CheckSize(p.volume.SizeBytes); err != nil {
+		return fmt.Errorf("--size %s: %w", &f.size, err)
 	}
 	return nil
 }
@@ -162,8 +154,8 @@ func (f *serveFlags) planShape(p *servePlan) error {
 	if f.replicas != 0 && f.replicas != 1 && f.replicas != 3 {
 		return fmt.Errorf("--replicas %d: a volume has 1 or 3", f.replicas)
 	}
-	if f.shards < 0 || f.shards > maxShards || bits.OnesCount(uint(f.shards)) > 1 {
-		return fmt.Errorf("--shards %d: it is a power of two from 1 to %d", f.shards, maxShards)
+	if f.shards < 0 || f.shards > journal.MaxShards || bits.OnesCount(uint(f.shards)) > 1 {
+		return fmt.Errorf("--shards %d: it is a power of two from 1 to %d", f.shards, journal.MaxShards)
 	}
 	return nil
 }
@@ -328,11 +320,10 @@ func (f *serveFlags) planReclaim(p *servePlan) error {
 func (f *serveFlags) planName(p *servePlan) error {
 	p.volume.Name = f.name
 	if f.name == "" {
-		p.volume.Name = filepath.Base(p.volume.Dir)
+		p.volume.Name = replica.NameFor(filepath.Base(p.volume.Dir))
 	}
-	unprintable := func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }
-	if len(p.volume.Name) > maxNameBytes || strings.ContainsFunc(p.volume.Name, unprintable) {
-		return fmt.Errorf("--name %q: it is up to %d bytes of printable text", p.volume.Name, maxNameBytes)
+	if err := replica.CheckName(p.volume.Name); err != nil {
+		return fmt.Errorf("--name: %w", err)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 
 	"trivet/control"
 	"trivet/device"
+	"trivet/journal"
 )
 
 // asked runs a command against a server in this process and returns what it
@@ -35,7 +36,7 @@ func statusOf(t *testing.T, s *server) (status control.Status) {
 func written(t *testing.T, s *server, blocks int) {
 	t.Helper()
 	for n := range blocks {
-		submit(t, s.volume, &device.Request{Op: device.Write, Offset: uint64(n) * blockBytes, Length: blockBytes, Data: checkedBlock(n, 0)})
+		submit(t, s.volume, &device.Request{Op: device.Write, Offset: uint64(n) * journal.BlockSize, Length: journal.BlockSize, Data: checkedBlock(n, 0)})
 	}
 	submit(t, s.volume, &device.Request{Op: device.Flush})
 }
@@ -77,7 +78,7 @@ func TestStatusTellsUsage(t *testing.T) {
 	}
 	for _, slot := range statusOf(t, s).Slots {
 		// The slot that no flush waits for may have some of it to write yet, or under way.
-		if slot.LiveBytes > 64*blockBytes || slot.BacklogBytes+slot.DurableLagBytes == 0 && slot.LiveBytes != 64*blockBytes || slot.LogBytes < slot.LiveBytes {
+		if slot.LiveBytes > 64*journal.BlockSize || slot.BacklogBytes+slot.DurableLagBytes == 0 && slot.LiveBytes != 64*journal.BlockSize || slot.LogBytes < slot.LiveBytes {
 			t.Errorf("64 blocks were written twice: %+v", slot)
 		}
 	}
