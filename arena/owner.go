@@ -180,6 +180,7 @@ func (a *Arena) SetOwner(o Owner) {
 	if a.version() == firstVersion {
 		a.sealRetired()
 		a.setVersion() // what follows is no part of version 1
+		a.changed()
 		a.storeOwner(0, &c)
 	}
 }
@@ -189,4 +190,5 @@ func (a *Arena) storeOwner(at int, c *ownerCopy) {
 	encoded, place := c.encode(), a.mapped[ownerAt+at*ownerSize:][:ownerSize]
 	copy(place[4:], encoded[4:])
 	storeWord(place, binary.NativeEndian.Uint32(encoded))
+	a.changed()
 }

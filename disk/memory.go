@@ -96,6 +96,21 @@ func (m *MemoryFS) CrashClone(seed uint64) *MemoryFS {
 	return clone
 }
 
+// Copy returns what a copy of all files is, made by reading them: everything that
+// was written is durable in it. m stays as it is.
+func (m *MemoryFS) Copy(seed uint64) *MemoryFS {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next := &MemoryFS{
+		rng: newRand(seed), gone: m.gone, limit: m.limit, used: m.used,
+		files: make(map[string]*memoryData, len(m.files)), dirs: maps.Clone(m.dirs), locks: make(map[string]bool),
+	}
+	for name, data := range m.files {
+		next.files[name] = &memoryData{size: data.size, blocks: maps.Clone(data.blocks), unsynced: make(map[int64]unsynced)}
+	}
+	return next
+}
+
 // crash settles what was not durable; needs mu.
 func (m *MemoryFS) crash() {
 	if m.gone != nil {

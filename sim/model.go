@@ -62,6 +62,34 @@ func newModel(shards int) *model {
 	return &model{blocks: make(map[journal.LBA]*block), acked: make([][]*version, shards)}
 }
 
+// clone returns a model of a copy of the volume, which nobody uses.
+func (m *model) clone() *model {
+	next := newModel(len(m.acked))
+	next.events, next.tags = m.events, m.tags
+	versions := make(map[*version]*version)
+	copied := func(old []*version) (list []*version) {
+		for _, v := range old {
+			if versions[v] == nil {
+				twin := *v
+				twin.block = next.blocks[v.block.lba]
+				versions[v] = &twin
+			}
+			list = append(list, versions[v])
+		}
+		return list
+	}
+	for _, b := range m.order {
+		twin := &block{lba: b.lba}
+		next.blocks[b.lba] = twin
+		next.order = append(next.order, twin)
+		twin.history, twin.alive = copied(b.history), copied(b.alive)
+	}
+	for shard, list := range m.acked {
+		next.acked[shard] = copied(list)
+	}
+	return next
+}
+
 func (m *model) event() uint64 {
 	m.events++
 	return m.events
