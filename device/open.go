@@ -313,7 +313,9 @@ func (d *Device) faulty(files disk.FS, id int) disk.FS {
 
 // attach gives an open slot its metadata store.
 func (d *Device) attach(s *replica.Slot) (*replica.Slot, error) {
-	store, err := meta.StartHelper(meta.HelperOptions{Dir: filepath.Join(s.Where, "meta"), Command: d.opt.HelperCommand})
+	store, err := meta.StartHelper(meta.HelperOptions{
+		Dir: filepath.Join(s.Where, "meta"), Command: d.opt.HelperCommand, Badger: meta.BadgerOptions{Expect: s.Expect()},
+	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("slot %d: metadata: %w", s.ID, err), s.Close())
 	}

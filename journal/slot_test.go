@@ -186,7 +186,7 @@ func (l *testLane) commitPairs(pairs []Pair) error {
 		list[i] = meta.Pair(p)
 	}
 	l.commits++
-	return l.store.Commit(context.Background(), l.commits, list)
+	return l.store.Commit(context.Background(), meta.Commit{Sequence: l.commits, Name: 1}, list)
 }
 
 // testCleanSource is the slot as the cleaner sees it.
@@ -299,7 +299,8 @@ func (l *testLane) recover() (*Recovery, error) {
 	for _, h := range headers {
 		l.life = max(l.life, h.Life())
 	}
-	l.commits, err = l.store.Sequence(context.Background())
+	id, err := l.store.Identity(context.Background())
+	l.commits = id.Last.Sequence
 	l.w.log("slot %d recovers up to %+v, damage %v, rotten %d, known %v, adopted %v", l.id.Slot, r.Stamp, r.Damage, len(r.Rotten), r.Known, r.Adopted)
 	return r, err
 }

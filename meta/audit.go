@@ -2,7 +2,9 @@ package meta
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -163,6 +165,9 @@ func (a *audit) close() {
 // reach zero, which would delete the file: handles are closed instead.
 func openTable(path string) (t *table.Table, err error) {
 	file, err := z.OpenMmapFile(path, os.O_RDONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) { // Badger holds it open, so it was not Badger that removed it
+		return nil, fmt.Errorf("map table %s: %w: %w", filepath.Base(path), ErrCorrupt, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("map table %s: %w", filepath.Base(path), err)
 	}

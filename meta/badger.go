@@ -2,6 +2,8 @@ package meta
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"sync"
@@ -10,6 +12,8 @@ import (
 
 // BadgerOptions tune a store on Badger. The zero value is the default.
 type BadgerOptions struct {
+	// Expect is what is known of the store.
+	Expect Expect
 	// MinFreeBytes is how much of the filesystem must stay free; a commit that
 	// would leave less fails with an error that wraps syscall.ENOSPC. It keeps
 	// room for what Badger writes in the background, where a full filesystem
@@ -49,8 +53,8 @@ func (o BadgerOptions) withDefaults() BadgerOptions {
 	return o
 }
 
-// OpenBadger opens, or creates, the store in the directory dir, in this
-// process. A full filesystem and some kinds of rot end the process, and a hung
+// OpenBadger opens the store in the directory dir, or makes it if that is
+// expected, in this process. A full filesystem and some kinds of rot end the process, and a hung
 // disk stops all of its goroutines: servers use StartHelper.
 //
 // Errors wrap ErrCorrupt when the content can't be trusted, and syscall.ENOSPC
@@ -59,6 +63,9 @@ func OpenBadger(dir string, opt BadgerOptions) (Store, error) {
 	e, err := openEngine(dir, opt)
 	if err != nil {
 		return nil, err
+	}
+	if err := e.opt.Expect.verify(e.state.Identity); err != nil {
+		return nil, errors.Join(fmt.Errorf("open metadata store %s: %w", dir, err), e.close())
 	}
 	return newStore(&local{server: newServer(e), slots: make(chan struct{}, maxInFlight)}), nil
 }

@@ -21,11 +21,11 @@ func BenchmarkCommit(b *testing.B) {
 		pairs := benchPairs(count)
 		for _, kind := range stores {
 			b.Run(fmt.Sprintf("%s/%d", kind.name, count), func(b *testing.B) {
-				s := kind.make(b)()
+				s := mustOpen(b, kind.make(b))
 				defer closeStore(b, s)
 				b.SetBytes(int64(count * 1024))
 				for sequence := uint64(1); b.Loop(); sequence++ {
-					if err := s.Commit(context.Background(), sequence, pairs); err != nil {
+					if err := s.Commit(context.Background(), named(sequence), pairs); err != nil {
 						b.Fatal(err)
 					}
 				}
@@ -38,9 +38,9 @@ func BenchmarkLoad64(b *testing.B) {
 	pairs := benchPairs(20_000)
 	for _, kind := range stores {
 		b.Run(kind.name, func(b *testing.B) {
-			s := kind.make(b)()
+			s := mustOpen(b, kind.make(b))
 			defer closeStore(b, s)
-			if err := s.Commit(context.Background(), 1, pairs); err != nil {
+			if err := s.Commit(context.Background(), named(1), pairs); err != nil {
 				b.Fatal(err)
 			}
 			keys := make([][]byte, 64)

@@ -11,24 +11,24 @@ import (
 // what fits in one transaction in memory; beyond that, all of it goes to the
 // redo file.
 type batch struct {
-	e        *engine
-	sequence uint64
-	run      []byte // pairs not yet in the redo file
-	pairs    int    // in run
-	cost     int64  // of run, in a transaction
-	total    int64  // bytes of all pairs
-	spilled  bool
+	e       *engine
+	name    Commit
+	run     []byte // pairs not yet in the redo file
+	pairs   int    // in run
+	cost    int64  // of run, in a transaction
+	total   int64  // bytes of all pairs
+	spilled bool
 }
 
 // begin starts a commit, and so drops what an earlier one left unfinished.
-func (e *engine) begin(sequence uint64) (*batch, error) {
+func (e *engine) begin(name Commit) (*batch, error) {
 	if err := e.failure(); err != nil {
 		return nil, err
 	}
-	if sequence <= e.state.sequence {
-		return nil, fmt.Errorf("commit %d after %d: %w", sequence, e.state.sequence, ErrSequence)
+	if name.Sequence <= e.state.Last.Sequence {
+		return nil, fmt.Errorf("commit %v after %v: %w", name, e.state.Last, ErrSequence)
 	}
-	return &batch{e: e, sequence: sequence}, nil
+	return &batch{e: e, name: name}, nil
 }
 
 // append adds a run of at most chunkBytes and copies it. After an error the
@@ -84,15 +84,15 @@ func (b *batch) commit(progress func()) error {
 		return err
 	}
 	if !b.spilled {
-		return e.commitDirect(b.sequence, b.run)
+		return e.commitDirect(b.name, b.run)
 	}
-	if err := e.redo.writeHeader(b.sequence); err != nil {
+	if err := e.redo.writeHeader(e.title(b.name)); err != nil {
 		return err
 	}
 	if err := e.redo.sync(); err != nil {
 		return e.fail(err)
 	}
-	if err := e.applyRedo(b.sequence, progress); err != nil {
+	if err := e.applyRedo(b.name, progress); err != nil {
 		return e.fail(err)
 	}
 	e.publish()
@@ -103,13 +103,13 @@ func (b *batch) commit(progress func()) error {
 	return nil
 }
 
-func (e *engine) commitDirect(sequence uint64, run []byte) error {
+func (e *engine) commitDirect(name Commit, run []byte) error {
 	t := e.newTransaction()
 	if err := eachPair(run, t.add); err != nil {
 		t.txn.Discard()
 		return err
 	}
-	if err := t.commit(state{sequence: sequence}); err != nil {
+	if err := t.commit(e.after(name)); err != nil {
 		return e.fail(err)
 	}
 	e.publish()
@@ -120,8 +120,8 @@ func (e *engine) commitDirect(sequence uint64, run []byte) error {
 // applyRedo writes the commit in the redo file in as many transactions as it
 // takes. All but the last record that it is half applied. Doing it again from
 // the start gives the same.
-func (e *engine) applyRedo(sequence uint64, progress func()) error {
-	half := state{sequence: e.state.sequence, applying: sequence}
+func (e *engine) applyRedo(name Commit, progress func()) error {
+	half := state{Identity: e.state.Identity, applying: name}
 	t := e.newTransaction()
 	_, err := e.redo.replay(func(run []byte) error {
 		return eachPair(run, func(pair Pair) error {
@@ -136,9 +136,20 @@ func (e *engine) applyRedo(sequence uint64, progress func()) error {
 		})
 	})
 	if err != nil {
-		return fmt.Errorf("apply commit %d from the redo file: %w", sequence, err)
+		return fmt.Errorf("apply commit %v from the redo file: %w", name, err)
 	}
-	return t.commit(state{sequence: sequence})
+	return t.commit(e.after(name))
+}
+
+// title is what the redo file says of a commit.
+func (e *engine) title(name Commit) redoTitle {
+	return redoTitle{commit: name, owner: e.opt.Expect.owner(e.state.Identity), before: e.state.Last}
+}
+
+// after is the state behind a commit: the first one by this version gives the
+// store its owner.
+func (e *engine) after(name Commit) state {
+	return state{Identity: Identity{Owner: e.opt.Expect.owner(e.state.Identity), Last: name}}
 }
 
 // transaction is one Badger transaction, durable when commit returns. A batch

@@ -9,7 +9,7 @@ import (
 // it was begun, the first one too, when there is nothing but level 0. One that
 // does nothing would read the whole store through with every commit.
 func TestCompaction(t *testing.T) {
-	e, err := openEngine(t.TempDir(), BadgerOptions{})
+	e, err := openEngine(t.TempDir(), BadgerOptions{Expect: Expect{Create: true}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -24,7 +24,7 @@ func TestCompaction(t *testing.T) {
 		if sequence > 1000 {
 			t.Fatal("level 0 never filled up")
 		}
-		b, err := e.begin(sequence)
+		b, err := e.begin(named(sequence))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -35,7 +35,7 @@ func TestCompaction(t *testing.T) {
 		if err := b.append(run); err != nil {
 			t.Fatal(err)
 		}
-		if err := e.commitDirect(b.sequence, b.run); err != nil {
+		if err := e.commitDirect(b.name, b.run); err != nil {
 			t.Fatal(err)
 		}
 		if e.levelZero() < compactAt {

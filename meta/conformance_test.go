@@ -8,48 +8,90 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 )
 
-// stores are the implementations that share this suite. open opens the store
-// of one test, again and again; each time the one before was closed.
+// stores are the implementations that share this suite.
 var stores = []struct {
 	name string
-	make func(t testing.TB) (open func() Store)
+	make func(t testing.TB) place
 }{
-	{"memory", func(testing.TB) func() Store {
-		m := NewMemory()
-		return func() Store {
-			m = m.Crash(0)
-			return m
-		}
+	{"memory", func(testing.TB) place { return &memoryPlace{m: &Memory{}} }},
+	{"badger", func(t testing.TB) place {
+		return &directory{t: t, dir: t.TempDir(), openDir: func(dir string, x Expect) (Store, error) {
+			opt := testBadger
+			opt.Expect = x
+			return OpenBadger(dir, opt)
+		}}
 	}},
-	{"badger", func(t testing.TB) func() Store {
-		dir := t.TempDir()
-		return func() Store {
-			s, err := OpenBadger(dir, testBadger)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return s
-		}
-	}},
-	{"helper", func(t testing.TB) func() Store {
-		opt := testHelper(t.TempDir())
-		return func() Store { return mustStart(t, opt) }
+	{"helper", func(t testing.TB) place {
+		return &directory{t: t, dir: t.TempDir(), openDir: func(dir string, x Expect) (Store, error) {
+			opt := testHelper(dir)
+			opt.Badger.Expect = x
+			return StartHelper(opt)
+		}}
 	}},
 }
 
-var testBadger = BadgerOptions{MinFreeBytes: 32 << 20, ReserveBytes: -1}
+// place is where a store is, empty at first.
+type place interface {
+	// open opens the store; the one before was closed.
+	open(Expect) (Store, error)
+	// look returns what is there, and put makes something else be there. nil is
+	// an empty place. No store may be open.
+	look() any
+	put(any)
+}
+
+type memoryPlace struct{ m *Memory }
+
+func (p *memoryPlace) open(x Expect) (Store, error) {
+	p.m = p.m.Crash(0)
+	return p.m, p.m.Open(x)
+}
+func (p *memoryPlace) look() any { return p.m.Look() }
+func (p *memoryPlace) put(c any) {
+	contents, _ := c.(Contents)
+	p.m.Replace(contents)
+}
+
+type directory struct {
+	t       testing.TB
+	dir     string
+	openDir func(dir string, x Expect) (Store, error)
+}
+
+func (d *directory) open(x Expect) (Store, error) { return d.openDir(d.dir, x) }
+func (d *directory) look() any                    { return readFiles(d.t, d.dir) }
+func (d *directory) put(c any) {
+	if err := os.RemoveAll(d.dir); err != nil {
+		d.t.Fatal(err)
+	}
+	all, _ := c.(files)
+	all.write(d.t, d.dir)
+}
+
+// testBadger makes a store of ours where there is none.
+var testBadger = BadgerOptions{MinFreeBytes: 32 << 20, ReserveBytes: -1, Expect: Expect{Owner: ours, Create: true}}
 
 func testHelper(dir string) HelperOptions {
 	self := selfPath()
 	return HelperOptions{
 		Dir: dir, Badger: testBadger, Command: []string{self}, Env: []string{helperEnv},
 	}
+}
+
+func mustOpen(t testing.TB, p place) Store {
+	t.Helper()
+	s, err := p.open(testBadger.Expect)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }
 
 func mustStart(t testing.TB, opt HelperOptions) Store {
@@ -63,7 +105,10 @@ func mustStart(t testing.TB, opt HelperOptions) Store {
 
 func eachStore(t *testing.T, test func(t *testing.T, open func() Store)) {
 	for _, s := range stores {
-		t.Run(s.name, func(t *testing.T) { test(t, s.make(t)) })
+		t.Run(s.name, func(t *testing.T) {
+			p := s.make(t)
+			test(t, func() Store { return mustOpen(t, p) })
+		})
 	}
 }
 
@@ -78,6 +123,20 @@ func closeStore(t testing.TB, s Store) {
 type model struct {
 	pairs    map[string]string
 	sequence uint64
+}
+
+// named is the name that the tests give to the commit of a sequence.
+func named(sequence uint64) Commit { return Commit{sequence, sequence*0x9e3779b97f4a7c15 + 1} }
+
+// ours is the owner of the stores under test.
+var ours = Owner{1, 2, 3, 15: 4}
+
+// identityAt is the identity of a store of ours.
+func identityAt(sequence uint64) Identity {
+	if sequence == 0 {
+		return Identity{Owner: ours}
+	}
+	return Identity{Owner: ours, Last: named(sequence)}
 }
 
 func newModel() *model { return &model{pairs: make(map[string]string)} }
@@ -101,12 +160,12 @@ func (m *model) clone() *model {
 // absent keys.
 func (m *model) check(s Store) error {
 	ctx := context.Background()
-	sequence, err := s.Sequence(ctx)
+	id, err := s.Identity(ctx)
 	if err != nil {
 		return err
 	}
-	if sequence != m.sequence {
-		return fmt.Errorf("sequence %d, expected %d", sequence, m.sequence)
+	if id != identityAt(m.sequence) {
+		return fmt.Errorf("identity %v, expected %v", id, identityAt(m.sequence))
 	}
 	if err := m.checkScan(s, ""); err != nil {
 		return err
@@ -180,7 +239,7 @@ func TestStoreFollowsModel(t *testing.T) {
 				pairs = randomPairs(r, 3000, 2000) // beyond one transaction
 			}
 			sequence := m.sequence + 1 + r.Uint64N(3)
-			if err := s.Commit(context.Background(), sequence, pairs); err != nil {
+			if err := s.Commit(context.Background(), named(sequence), pairs); err != nil {
 				t.Fatal(err)
 			}
 			m.apply(sequence, pairs)
@@ -211,7 +270,7 @@ func TestStoreLimits(t *testing.T) {
 	eachStore(t, func(t *testing.T, open func() Store) {
 		s := open()
 		defer closeStore(t, s)
-		if err := s.Commit(ctx, 1, largest); err != nil {
+		if err := s.Commit(ctx, named(1), largest); err != nil {
 			t.Fatal(err)
 		}
 		values, err := s.Load(ctx, [][]byte{largest[0].Key, {}})
@@ -220,7 +279,7 @@ func TestStoreLimits(t *testing.T) {
 		}
 		tooLong := append(largest[0].Key, 'k')
 		for _, pair := range []Pair{{Key: tooLong, Value: []byte{}}, {Value: make([]byte, MaxValueBytes+1)}} {
-			if err := s.Commit(ctx, 2, []Pair{pair}); !errors.Is(err, ErrTooLarge) {
+			if err := s.Commit(ctx, named(2), []Pair{pair}); !errors.Is(err, ErrTooLarge) {
 				t.Fatalf("key of %d, value of %d bytes: %v", len(pair.Key), len(pair.Value), err)
 			}
 		}
@@ -228,11 +287,11 @@ func TestStoreLimits(t *testing.T) {
 			t.Fatalf("load of a key too long: %v", err)
 		}
 		for _, sequence := range []uint64{0, 1} {
-			if err := s.Commit(ctx, sequence, nil); !errors.Is(err, ErrSequence) {
+			if err := s.Commit(ctx, named(sequence), nil); !errors.Is(err, ErrSequence) {
 				t.Fatalf("commit %d after 1: %v", sequence, err)
 			}
 		}
-		if err := s.Commit(ctx, 2, nil); err != nil {
+		if err := s.Commit(ctx, named(2), nil); err != nil {
 			t.Fatalf("empty commit: %v", err)
 		}
 	})
@@ -246,8 +305,8 @@ func TestStoreContextAndClose(t *testing.T) {
 		calls := map[string]func(context.Context) error{
 			"load":     func(ctx context.Context) error { _, err := s.Load(ctx, [][]byte{{1}}); return err },
 			"scan":     func(ctx context.Context) error { return s.Scan(ctx, nil, nil) },
-			"commit":   func(ctx context.Context) error { return s.Commit(ctx, 1, nil) },
-			"sequence": func(ctx context.Context) error { _, err := s.Sequence(ctx); return err },
+			"commit":   func(ctx context.Context) error { return s.Commit(ctx, named(1), nil) },
+			"identity": func(ctx context.Context) error { _, err := s.Identity(ctx); return err },
 		}
 		for name, call := range calls {
 			if err := call(ctx); !errors.Is(err, context.Canceled) {
@@ -273,7 +332,7 @@ func TestStoreScanIsSnapshot(t *testing.T) {
 		for i := range pairs {
 			pairs[i] = Pair{Key: fmt.Appendf(nil, "%05d", i), Value: bytes.Repeat([]byte{1}, 1000)}
 		}
-		if err := s.Commit(ctx, 1, pairs); err != nil {
+		if err := s.Commit(ctx, named(1), pairs); err != nil {
 			t.Fatal(err)
 		}
 		seen := 0
@@ -282,7 +341,7 @@ func TestStoreScanIsSnapshot(t *testing.T) {
 				for i := range pairs {
 					pairs[i].Value = bytes.Repeat([]byte{2}, 1000)
 				}
-				if err := s.Commit(ctx, 2, pairs[:1500]); err != nil {
+				if err := s.Commit(ctx, named(2), pairs[:1500]); err != nil {
 					return err
 				}
 			}
@@ -316,7 +375,7 @@ func TestStoreReadersDuringCommits(t *testing.T) {
 			for i := range pairs {
 				pairs[i] = Pair{Key: fmt.Appendf(nil, "%05d", i), Value: bytes.Repeat([]byte{byte(sequence)}, 1000)}
 			}
-			if err := s.Commit(ctx, sequence, pairs); err != nil {
+			if err := s.Commit(ctx, named(sequence), pairs); err != nil {
 				t.Error(err)
 			}
 		}

@@ -44,7 +44,7 @@ func TestHelperKilledDuringCommits(t *testing.T) {
 		killer := time.AfterFunc(time.Duration(r.IntN(1+20*len(pairs)))*time.Microsecond, func() {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		})
-		err := s.Commit(context.Background(), next.sequence, pairs)
+		err := s.Commit(context.Background(), named(next.sequence), pairs)
 		killer.Stop()
 		if err != nil && !errors.Is(err, ErrUnavailable) {
 			t.Fatalf("round %d: %v", round, err)
@@ -78,9 +78,9 @@ func TestHelperKilledDuringCommits(t *testing.T) {
 func sequenceAfter(t *testing.T, s Store) uint64 {
 	t.Helper()
 	for {
-		sequence, err := s.Sequence(context.Background())
+		id, err := s.Identity(context.Background())
 		if err == nil {
-			return sequence
+			return id.Last.Sequence
 		}
 		if !errors.Is(err, ErrUnavailable) {
 			t.Fatal(err)
@@ -99,7 +99,7 @@ func TestHelperGivesUp(t *testing.T) {
 		for helperAlive(s) {
 		}
 	}
-	if _, err := s.Sequence(context.Background()); !errors.Is(err, ErrFailed) {
+	if _, err := s.Identity(context.Background()); !errors.Is(err, ErrFailed) {
 		t.Fatalf("after 3 deaths with 2 restarts: %v", err)
 	}
 	closeStore(t, s)
@@ -107,7 +107,7 @@ func TestHelperGivesUp(t *testing.T) {
 
 // helperAlive waits for a call's answer and tells whether it was a success.
 func helperAlive(s Store) bool {
-	_, err := s.Sequence(context.Background())
+	_, err := s.Identity(context.Background())
 	return err == nil
 }
 
@@ -125,7 +125,7 @@ func TestHelperStuck(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
 	began := time.Now()
-	if err := s.Commit(ctx, 1, large); !errors.Is(err, context.DeadlineExceeded) {
+	if err := s.Commit(ctx, named(1), large); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("commit to a stopped helper: %v", err)
 	}
 	if _, err := s.Load(ctx, [][]byte{{1}}); !errors.Is(err, context.DeadlineExceeded) {
@@ -139,7 +139,7 @@ func TestHelperStuck(t *testing.T) {
 	if sequence := sequenceAfter(t, s); sequence != 0 {
 		t.Fatalf("sequence %d of a commit that never arrived whole", sequence)
 	}
-	if err := s.Commit(context.Background(), 1, large); err != nil {
+	if err := s.Commit(context.Background(), named(1), large); err != nil {
 		t.Fatal(err)
 	}
 }

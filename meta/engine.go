@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -69,13 +70,6 @@ type engine struct {
 	compaction chan struct{} // holds a token while a compaction runs
 }
 
-// state is written with every transaction.
-type state struct {
-	sequence    uint64 // of the last whole commit
-	transaction uint64 // number of the last transaction, from 1
-	applying    uint64 // sequence of the commit half applied from the redo file; 0 when none is
-}
-
 // view is a snapshot that is never half of a commit. Readers share it, so none
 // waits for a large commit to be applied.
 type view struct {
@@ -83,11 +77,12 @@ type view struct {
 	refs int // guarded by engine.mu
 }
 
-// openEngine opens or creates the store in dir and finishes what a crash left.
+// openEngine opens the store in dir, or makes it if that is expected, and finishes
+// what a crash left.
 func openEngine(dir string, opt BadgerOptions) (e *engine, err error) {
 	opt = opt.withDefaults()
-	if err := os.MkdirAll(filepath.Join(dir, "badger"), 0o700); err != nil {
-		return nil, fmt.Errorf("create metadata store: %w", err)
+	if err := makeOrFind(dir, opt.Expect.Create); err != nil {
+		return nil, fmt.Errorf("open metadata store %s: %w", dir, err)
 	}
 	e = &engine{
 		dir:        dir,
@@ -114,6 +109,19 @@ func openEngine(dir string, opt BadgerOptions) (e *engine, err error) {
 		return e, err
 	}
 	return e, e.recover()
+}
+
+// makeOrFind makes the store's directories, or finds a database there: Badger
+// would make one that is gone, and would remove what it has tables of.
+func makeOrFind(dir string, create bool) error {
+	if create {
+		return os.MkdirAll(filepath.Join(dir, "badger"), 0o700)
+	}
+	_, err := os.Stat(filepath.Join(dir, "badger", badger.ManifestFilename))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("its database is gone: %w: %w", ErrCorrupt, err)
+	}
+	return err
 }
 
 // openBadger opens the database. After a crash it does so twice: what Badger
@@ -192,7 +200,14 @@ func (e *engine) badgerDir() string { return filepath.Join(e.dir, "badger") }
 // missing, and finishes a commit that was under way.
 func (e *engine) recover() error {
 	e.publish()
-	if err := e.readState(); err != nil {
+	found, err := e.readState()
+	switch {
+	case err != nil:
+		return err
+	case !found && !e.opt.Expect.Create:
+		return errNoState
+	}
+	if err := e.opt.Expect.owned(e.state.Identity); err != nil {
 		return err
 	}
 	if err := e.checkWindow(); err != nil {
@@ -201,23 +216,50 @@ func (e *engine) recover() error {
 	if err := e.finishRedo(); err != nil {
 		return err
 	}
+	if e.state.transaction == 0 {
+		if err := e.begun(); err != nil {
+			return err
+		}
+	}
 	e.publish()
 	e.startCompaction()
+	return nil
+}
+
+// errNoState: a store that once was made has its state from then on.
+var errNoState = fmt.Errorf("there is no state record: the store was emptied: %w", ErrCorrupt)
+
+// begun makes a new store durable, with its owner: from then on it is missed when
+// it is gone.
+func (e *engine) begun() error {
+	t := e.newTransaction()
+	if err := t.commit(state{Identity: Identity{Owner: e.opt.Expect.Owner}}); err != nil {
+		return fmt.Errorf("begin a store: %w", err)
+	}
+	for _, dir := range []string{e.badgerDir(), e.dir, filepath.Dir(e.dir)} {
+		if err := syncDir(dir); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
 // finishRedo applies a commit that became durable in the redo file, and empties
 // the file durably, so that nothing of it can come back.
 func (e *engine) finishRedo() error {
-	sequence, err := e.redo.verify()
+	title, err := e.redo.verify()
+	whole := err == nil
 	switch {
 	case err != nil && !errors.Is(err, errNoRedo):
 		return err
-	case e.state.applying != 0 && (err != nil || sequence != e.state.applying):
-		return fmt.Errorf("commit %d is half applied and its redo file lost (%d, %v): %w",
-			e.state.applying, sequence, err, ErrCorrupt)
-	case err == nil && sequence > e.state.sequence:
-		if err := e.applyRedo(sequence, func() {}); err != nil {
+	case e.state.applying != (Commit{}) && (!whole || title.commit != e.state.applying):
+		return fmt.Errorf("commit %v is half applied and its redo file lost (%v, %v): %w",
+			e.state.applying, title.commit, err, ErrCorrupt)
+	case whole && !e.applied(title):
+		if err := e.fitting(title); err != nil {
+			return err
+		}
+		if err := e.applyRedo(title.commit, func() {}); err != nil {
 			return err
 		}
 	}
@@ -227,28 +269,36 @@ func (e *engine) finishRedo() error {
 	return e.redo.sync()
 }
 
-func (e *engine) readState() error {
-	v := e.acquire()
-	defer e.drop(v)
-	value, err := e.get(v, []byte{keyState})
-	if err != nil || value == nil {
-		return err
-	}
-	if len(value) != 24 {
-		return fmt.Errorf("state record of %d bytes, not 24: %w", len(value), ErrCorrupt)
-	}
-	e.state = state{
-		sequence:    binary.LittleEndian.Uint64(value),
-		transaction: binary.LittleEndian.Uint64(value[8:]),
-		applying:    binary.LittleEndian.Uint64(value[16:]),
+// applied reports whether the store has the commit of a redo file, which need not
+// have been emptied durably.
+func (e *engine) applied(title redoTitle) bool {
+	return title.commit == e.state.Last || title.commit.Sequence < e.state.Last.Sequence
+}
+
+// fitting refuses the redo file of another store, or of another day of this one.
+func (e *engine) fitting(title redoTitle) error {
+	x, id := &e.opt.Expect, e.state.Identity
+	switch {
+	case title.older && id.Unnamed():
+		return nil
+	case title.older || title.owner != x.owner(id):
+		return fmt.Errorf("the redo file is of a store of %v, this one belongs to %v: %w", title.owner, x.owner(id), ErrCorrupt)
+	case title.before != id.Last:
+		return fmt.Errorf("the redo file's commit %v follows %v, the store is at %v: %w", title.commit, title.before, id.Last, ErrCorrupt)
 	}
 	return nil
 }
 
-func (s state) encode() []byte {
-	b := binary.LittleEndian.AppendUint64(nil, s.sequence)
-	b = binary.LittleEndian.AppendUint64(b, s.transaction)
-	return binary.LittleEndian.AppendUint64(b, s.applying)
+// readState reports whether the store has a state record, and reads it.
+func (e *engine) readState() (found bool, err error) {
+	v := e.acquire()
+	defer e.drop(v)
+	value, err := e.get(v, []byte{keyState})
+	if err != nil || value == nil {
+		return false, err
+	}
+	e.state, err = decodeState(value)
+	return true, err
 }
 
 // checkWindow proves that the last windowSlots transactions are all there. A
@@ -296,18 +346,22 @@ func windowKey(transaction uint64) []byte {
 	return binary.BigEndian.AppendUint16([]byte{keyWindow}, uint16(transaction%windowSlots))
 }
 
-// sequence returns that of the commit that readers see.
-func (e *engine) sequence() (uint64, error) {
+// identity returns that of the commit that readers see.
+func (e *engine) identity() (Identity, error) {
 	v, err := e.reading()
 	if err != nil {
-		return 0, err
+		return Identity{}, err
 	}
 	defer e.drop(v)
 	value, err := e.get(v, []byte{keyState})
-	if err != nil || len(value) == 0 {
-		return 0, err
+	if err != nil {
+		return Identity{}, err
 	}
-	return binary.LittleEndian.Uint64(value), nil
+	if value == nil {
+		return Identity{}, errNoState
+	}
+	s, err := decodeState(value)
+	return s.Identity, err
 }
 
 // load appends the values of the keys to dst, as pairs without keys, until it

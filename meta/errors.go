@@ -15,7 +15,7 @@ var (
 	ErrTooLarge = errors.New("beyond the limits of a metadata store")
 	// ErrUnavailable is returned for calls that were under way when the helper
 	// process died or was given up as stuck. The store restarts it; the outcome
-	// of a commit is told by Sequence.
+	// of a commit is told by Identity.
 	ErrUnavailable = errors.New("metadata helper is gone")
 	// ErrFailed is returned by every call once the store has given itself up:
 	// a sync failed, or the helper could not be kept alive. It stays so until

@@ -77,10 +77,12 @@ func (o HelperOptions) withDefaults() (HelperOptions, error) {
 	return o, nil
 }
 
-// StartHelper opens, or creates, a store in a helper process. When the helper
-// dies, or is stuck for CallTimeout, the calls under way return an error that
+// StartHelper opens a store in a helper process, or makes it if that is expected.
+// When the helper dies, or is stuck for CallTimeout, the calls under way return an error that
 // wraps ErrUnavailable, at once, and it is started again; later calls wait for
-// that. Once it can't be kept alive every call returns ErrFailed.
+// that. Once it can't be kept alive every call returns ErrFailed; when the store
+// that it found on a restart is not the one that is expected, that error wraps
+// ErrCorrupt too.
 //
 // Errors wrap ErrCorrupt when the content can't be trusted, and syscall.ENOSPC
 // when there is no space to open it.
@@ -100,6 +102,7 @@ func StartHelper(opt HelperOptions) (Store, error) {
 		changed:    make(chan struct{}),
 		supervised: make(chan struct{}),
 	}
+	r.opt.Badger.Expect.Create = false // it is there now
 	r.closing, r.stop = context.WithCancel(context.Background())
 	r.startSupervisor(first)
 	return newStore(r), nil
@@ -235,7 +238,8 @@ func (r *remote) startSupervisor(s *session) {
 	}()
 }
 
-// restart tries until the budget is used up. Rot does not get better.
+// restart tries until the budget is used up. Neither rot nor a store that was
+// exchanged gets better.
 func (r *remote) restart(failures *int, cause error) (*session, error) {
 	for *failures < r.opt.Restarts {
 		wait := time.NewTimer(min(r.opt.LongestPause, r.opt.FirstPause<<min(2**failures, 16)))

@@ -61,6 +61,8 @@ func parseHelperArgs(args []string) (dir string, opt BadgerOptions, err error) {
 	flags.Int64Var(&opt.MinFreeBytes, "min-free", 0, "bytes that stay free")
 	flags.Int64Var(&opt.ReserveBytes, "reserve", 0, "bytes to preallocate")
 	flags.DurationVar(&opt.RestAfter, "rest-after", 0, "how long nothing is asked before the store rests")
+	flags.BoolVar(&opt.Expect.Create, "create", false, "make the store if there is none")
+	flags.Func("owner", "whose store it is, in hexadecimal", opt.Expect.Owner.parse)
 	flags.DurationVar(&opt.LockWait, "lock-wait", 0, "how long to wait for the directory's lock")
 	if err := flags.Parse(args); err != nil {
 		return "", opt, err
@@ -74,6 +76,8 @@ func parseHelperArgs(args []string) (dir string, opt BadgerOptions, err error) {
 func helperArgs(dir string, opt BadgerOptions) []string {
 	return []string{
 		"-dir", dir,
+		fmt.Sprintf("-owner=%x", opt.Expect.Owner[:]),
+		fmt.Sprintf("-create=%v", opt.Expect.Create),
 		fmt.Sprintf("-min-free=%d", opt.MinFreeBytes),
 		fmt.Sprintf("-reserve=%d", opt.ReserveBytes),
 		fmt.Sprintf("-rest-after=%s", opt.RestAfter),
@@ -118,7 +122,7 @@ func serveHelper(conn net.Conn, dir string, opt BadgerOptions) int {
 	if after := opt.withDefaults().RestAfter; after > 0 {
 		h.startIdleTimer(after)
 	}
-	h.reply(replyFrame(0, nil, nil))
+	h.reply(replyFrame(0, e.state.Identity.encode(nil), nil))
 	return h.receive()
 }
 
@@ -157,13 +161,17 @@ func (h *helper) receive() int {
 }
 
 // startRequest needs no bound of its own: the parent has maxInFlight. A store
-// that gave itself up ends the process; the next helper opens it anew.
+// that gave itself up ends the process; the next helper opens it anew, and finds
+// the rot, if that was why, as this one did.
 func (h *helper) startRequest(f frame) {
 	h.active.Go(func() {
 		progress := func() { h.reply(frame{id: f.id, kind: uint8(statusProgress)}) }
 		reply, err := h.server.handle(request{operation(f.kind), f.payload}, progress)
 		if errors.Is(err, ErrFailed) {
-			h.reply(replyFrame(f.id, nil, fmt.Errorf("%w: %w", ErrUnavailable, err)))
+			if !errors.Is(err, ErrCorrupt) { // which another helper would find as well
+				err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+			}
+			h.reply(replyFrame(f.id, nil, err))
 			os.Exit(exitFailed)
 		}
 		h.reply(replyFrame(f.id, reply, err))

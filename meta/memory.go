@@ -18,28 +18,103 @@ const (
 	OpScan
 	OpCommit    // before the commit is applied: an error loses it
 	OpCommitted // after it was applied: an error hides that it was
-	OpSequence
+	OpIdentity
 )
 
 // Memory is a Store without I/O, clocks or goroutines, for the simulator and
-// for tests. Nothing in it survives but through Crash.
+// for tests. It stands for a directory as well as for the process that keeps a
+// store there: Open is what opening it does, Crash is a crash of the host,
+// Restart the end of a helper process and the start of the next one, and Replace
+// what somebody does to the files. Nothing in it survives but through Crash and
+// Contents.
 type Memory struct {
 	mu       sync.Mutex // guards everything below
-	pairs    map[string][]byte
-	sequence uint64
+	dir      Contents
+	expect   Expect
 	underWay *memoryCommit // begun, not finished; nil when there is none
 	fault    func(Op) error
 	closed   bool
+	failed   error // a restart has found something that is not the store
+}
+
+// Contents are what the directory of a Memory holds at a moment. They are not
+// changed by what happens to the store afterwards. The zero value is an empty
+// directory.
+type Contents struct {
+	pairs    map[string][]byte // nil: there is no store
+	identity Identity
 }
 
 type memoryCommit struct {
-	sequence uint64
-	pairs    []Pair
+	name  Commit
+	pairs []Pair
 }
 
-// NewMemory returns an empty store.
+// NewMemory returns a store that was made in an empty directory, without an owner.
 func NewMemory() *Memory {
-	return &Memory{pairs: make(map[string][]byte)}
+	return &Memory{dir: Contents{pairs: make(map[string][]byte)}}
+}
+
+// Open opens the store as it is expected to be, or makes it, and returns the
+// errors of OpenBadger. It may be called again, also on what Crash has returned.
+func (m *Memory) Open(expect Expect) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return ErrClosed
+	}
+	m.expect = expect
+	return m.open()
+}
+
+// open opens the store, with mu held.
+func (m *Memory) open() error {
+	if m.dir.pairs == nil {
+		if !m.expect.Create {
+			return errNoState
+		}
+		m.dir = Contents{pairs: make(map[string][]byte), identity: Identity{Owner: m.expect.Owner}}
+	}
+	if len(m.dir.pairs) == 0 && m.dir.identity == (Identity{}) && m.expect.Create {
+		m.dir.identity.Owner = m.expect.Owner
+	}
+	m.expect.Create = false
+	if err := m.expect.owned(m.dir.identity); err != nil {
+		return err
+	}
+	return m.expect.verify(m.dir.identity)
+}
+
+// Restart is the end of the helper process and the start of the next one: the
+// commit under way is lost, or kept as a whole, as the lowest bit of seed decides.
+// What lies in the directory by now is opened; if it is not the store that is
+// expected, every call returns an error that wraps ErrFailed and ErrCorrupt from
+// then on.
+func (m *Memory) Restart(seed uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.settle(seed)
+	if err := m.open(); err != nil {
+		m.failed = fmt.Errorf("%w: %w", ErrFailed, err)
+	}
+}
+
+// Look returns what the directory holds now.
+func (m *Memory) Look() Contents {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.look()
+}
+
+func (m *Memory) look() Contents { return Contents{maps.Clone(m.dir.pairs), m.dir.identity} }
+
+// Replace makes the directory hold something else: what it held earlier, what
+// another store holds, or nothing. Restart, or Crash and Open, must follow.
+func (m *Memory) Replace(c Contents) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.underWay = nil
+	m.dir = Contents{maps.Clone(c.pairs), c.identity}
 }
 
 // Inject makes every call ask fault first and return its error, if any. A nil
@@ -56,21 +131,26 @@ func (m *Memory) Inject(fault func(Op) error) {
 func (m *Memory) Crash(seed uint64) *Memory {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	after := &Memory{pairs: maps.Clone(m.pairs), sequence: m.sequence}
-	if m.underWay != nil && seed&1 == 1 {
-		after.apply(m.underWay)
-	}
+	m.settle(seed)
 	m.closed = true
-	return after
+	return &Memory{dir: m.look()}
+}
+
+// settle decides on the commit under way.
+func (m *Memory) settle(seed uint64) {
+	if m.underWay != nil && seed&1 == 1 && m.dir.pairs != nil {
+		m.apply(m.underWay)
+	}
+	m.underWay = nil
 }
 
 // Begin starts a commit that stays under way, invisible, until Finish; a Crash
 // in between loses it or keeps it as a whole. It copies the pairs and returns
 // the errors of Commit.
-func (m *Memory) Begin(sequence uint64, pairs []Pair) error {
+func (m *Memory) Begin(name Commit, pairs []Pair) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.begin(sequence, pairs)
+	return m.begin(name, pairs)
 }
 
 // Finish applies the commit that Begin started.
@@ -92,7 +172,7 @@ func (m *Memory) Load(ctx context.Context, keys [][]byte) ([][]byte, error) {
 	}
 	values := make([][]byte, len(keys))
 	for i, key := range keys {
-		values[i] = bytes.Clone(m.pairs[string(key)])
+		values[i] = bytes.Clone(m.dir.pairs[string(key)])
 	}
 	return values, nil
 }
@@ -115,26 +195,26 @@ func (m *Memory) Scan(ctx context.Context, prefix []byte, fn func(key, value []b
 }
 
 // Commit implements Store.
-func (m *Memory) Commit(ctx context.Context, sequence uint64, pairs []Pair) error {
+func (m *Memory) Commit(ctx context.Context, name Commit, pairs []Pair) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := m.begin(sequence, pairs); err != nil {
+	if err := m.begin(name, pairs); err != nil {
 		return err
 	}
 	return m.finish()
 }
 
-// Sequence implements Store.
-func (m *Memory) Sequence(ctx context.Context) (uint64, error) {
+// Identity implements Store.
+func (m *Memory) Identity(ctx context.Context) (Identity, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.enter(ctx, OpSequence); err != nil {
-		return 0, err
+	if err := m.enter(ctx, OpIdentity); err != nil {
+		return Identity{}, err
 	}
-	return m.sequence, nil
+	return m.dir.identity, nil
 }
 
 // Close implements Store.
@@ -145,12 +225,12 @@ func (m *Memory) Close() error {
 	return nil
 }
 
-func (m *Memory) begin(sequence uint64, pairs []Pair) error {
+func (m *Memory) begin(name Commit, pairs []Pair) error {
 	if err := m.enter(context.Background(), OpCommit); err != nil {
 		return err
 	}
-	if sequence <= m.sequence {
-		return fmt.Errorf("commit %d after %d: %w", sequence, m.sequence, ErrSequence)
+	if name.Sequence <= m.dir.identity.Last.Sequence {
+		return fmt.Errorf("commit %v after %v: %w", name, m.dir.identity.Last, ErrSequence)
 	}
 	if err := checkPairs(pairs); err != nil {
 		return err
@@ -159,7 +239,7 @@ func (m *Memory) begin(sequence uint64, pairs []Pair) error {
 	for i, pair := range pairs {
 		copied[i] = Pair{Key: bytes.Clone(pair.Key), Value: bytes.Clone(pair.Value)}
 	}
-	m.underWay = &memoryCommit{sequence: sequence, pairs: copied}
+	m.underWay = &memoryCommit{name: name, pairs: copied}
 	return nil
 }
 
@@ -176,14 +256,17 @@ func (m *Memory) finish() error {
 }
 
 func (m *Memory) apply(commit *memoryCommit) {
+	if m.dir.pairs == nil {
+		m.dir.pairs = make(map[string][]byte)
+	}
 	for _, pair := range commit.pairs {
 		if pair.Value == nil {
-			delete(m.pairs, string(pair.Key))
+			delete(m.dir.pairs, string(pair.Key))
 		} else {
-			m.pairs[string(pair.Key)] = pair.Value
+			m.dir.pairs[string(pair.Key)] = pair.Value
 		}
 	}
-	m.sequence = commit.sequence
+	m.dir.identity = Identity{Owner: m.expect.owner(m.dir.identity), Last: commit.name}
 }
 
 // matching returns the pairs with the prefix in ascending order. Stored values
@@ -195,7 +278,7 @@ func (m *Memory) matching(ctx context.Context, prefix []byte) ([]Pair, error) {
 		return nil, err
 	}
 	var found []Pair
-	for key, value := range m.pairs {
+	for key, value := range m.dir.pairs {
 		if bytes.HasPrefix([]byte(key), prefix) {
 			found = append(found, Pair{Key: []byte(key), Value: value})
 		}
@@ -211,6 +294,9 @@ func (m *Memory) enter(ctx context.Context, op Op) error {
 	}
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if m.failed != nil {
+		return m.failed
 	}
 	if m.fault != nil {
 		return m.fault(op)

@@ -42,7 +42,7 @@ func TestHelperMemory(t *testing.T) {
 	}
 	show("empty")
 	r := rand.New(rand.NewPCG(15, 16))
-	if err := s.Commit(context.Background(), 1, randomPairs(r, 64, 1024)); err != nil {
+	if err := s.Commit(context.Background(), named(1), randomPairs(r, 64, 1024)); err != nil {
 		t.Fatal(err)
 	}
 	fresh := show("64 pairs")
@@ -50,7 +50,7 @@ func TestHelperMemory(t *testing.T) {
 		t.Skip("the race detector's own memory hides the store's")
 	}
 	for sequence := uint64(2); sequence < 8; sequence++ {
-		if err := s.Commit(context.Background(), sequence, randomPairs(r, 20_000, 1024)); err != nil {
+		if err := s.Commit(context.Background(), named(sequence), randomPairs(r, 20_000, 1024)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -69,7 +69,7 @@ func TestHelperRests(t *testing.T) {
 	r := rand.New(rand.NewPCG(17, 18))
 	for sequence := uint64(1); sequence <= 8; sequence++ {
 		pairs := randomPairs(r, 300, 1500)
-		if err := s.Commit(context.Background(), sequence, pairs); err != nil {
+		if err := s.Commit(context.Background(), named(sequence), pairs); err != nil {
 			t.Fatal(err)
 		}
 		m.apply(sequence, pairs)

@@ -8,15 +8,17 @@
 //
 // A commit that returned nil survives a crash of the process, of the helper and
 // of the host, and is seen as a whole or not at all; so is one that returned an
-// error, and Sequence tells which. Rot in Badger's files is reported with
-// ErrCorrupt, or it makes Sequence fall behind (the end of a write-ahead log
-// can't be told from one that was never written): callers mirror the sequence
-// elsewhere and refuse a store that is behind. It never yields a wrong value or
-// a missing key. A full filesystem is refused with ENOSPC before it is reached.
+// error, and Identity tells which. Rot in Badger's files is reported with
+// ErrCorrupt, or it makes the store fall behind (the end of a write-ahead log
+// can't be told from one that was never written), as does a store that was
+// replaced by an older copy of itself: callers keep elsewhere whose the store is
+// and which commit was its last, and have that compared at every opening (see
+// Expect). It never yields a wrong value or a missing key. A full filesystem is
+// refused with ENOSPC before it is reached.
 //
 // # How it is made
 //
-//	Load, Scan, Commit, Sequence          store      the same for both below
+//	Load, Scan, Commit, Identity          store      the same for both below
 //	  │ requests                          transport
 //	  ├─ goroutine ───────────────┐       local      OpenBadger
 //	  └─ frames ─ socket pair ────┤       remote     StartHelper; session: one life of a process
@@ -34,7 +36,7 @@
 // Keys in Badger are a kind byte and the rest; each value, but the padding,
 // begins with its checksum:
 //
-//	00            CRC32C u32 | sequence u64 | transaction u64 | applying u64
+//	00            CRC32C u32 | state: see there
 //	01 slot u16   CRC32C u32 | transaction u64
 //	02            padding
 //	03 key        CRC32C u32 | value
@@ -80,13 +82,13 @@ type Store interface {
 	Scan(ctx context.Context, prefix []byte, fn func(key, value []byte) error) error
 	// Commit applies all pairs atomically, whatever their number, and durably:
 	// after a crash either all of them are there or none, and all of them once
-	// Commit has returned nil. It stores sequence, which must be greater than
-	// the last, in the same step. After an error the outcome is unknown until
-	// Sequence tells.
-	Commit(ctx context.Context, sequence uint64, pairs []Pair) error
-	// Sequence returns the sequence of the last commit; 0 for a new store.
-	// Callers mirror it elsewhere and refuse a store that has fallen behind.
-	Sequence(ctx context.Context) (uint64, error)
+	// Commit has returned nil. It stores the commit's name, whose sequence must be
+	// greater than the last, in the same step. After an error the outcome is
+	// unknown until Identity tells; when that names another commit, this one will
+	// never come to be.
+	Commit(ctx context.Context, name Commit, pairs []Pair) error
+	// Identity returns whose store it is, and its last commit.
+	Identity(ctx context.Context) (Identity, error)
 	// Close releases the store, waiting for the calls under way.
 	Close() error
 }

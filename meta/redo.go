@@ -17,26 +17,42 @@ import (
 // It is a plain file, written by plain system calls: a full filesystem is an
 // error here, and a large commit never has to fit in memory.
 //
-//	header, 40 bytes:
+//	header, 84 bytes:
 //	  0  magic "TRIVREDO"
 //	  8  version   u32
 //	 12  records   u32  how many follow
 //	 16  sequence  u64  of the commit
 //	 24  nonce     u64  of this attempt: no record of an earlier one fits
-//	 32  length    u32  of the header, so that version 2 may grow it
-//	 36  CRC32C of bytes 0 to 35
+//	 32  length    u32  of the header, so that a later version may grow it
+//	 36  zero      u32
+//	 40  name      u64  of the commit
+//	 48  owner     16   of the store
+//	 64  before    u64, u64  sequence and name of the commit that this one follows:
+//	                    it is never applied to a store that is anywhere else
+//	 80  CRC32C of bytes 0 to 79
 //	record:
 //	  0  length    u32
 //	  4  CRC32C of the nonce, the record's number (u32) and the payload
 //	  8  payload: a run of pairs
+//
+// Version 1 had a header of 40 bytes, without what begins at 40, and its CRC32C at 36.
 const (
 	redoMagic        = "TRIVREDO"
-	redoVersion      = 1
-	redoHeaderBytes  = 40
+	redoVersion      = 2
+	redoHeaderBytes  = 84
+	redoFirstBytes   = 40 // of the header of version 1, and what every version has
 	redoRecordHeader = 8
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// redoTitle is what the header says of the commit in the file.
+type redoTitle struct {
+	commit Commit
+	owner  Owner
+	before Commit
+	older  bool // of version 1: it knows the commit's sequence alone
+}
 
 // errNoRedo is returned for a redo file without a whole commit: an empty one,
 // or one torn before it became durable, so that its commit never counted.
@@ -89,15 +105,20 @@ func (r *redoFile) append(run []byte) error {
 }
 
 // writeHeader completes the file; sync then makes the commit happen.
-func (r *redoFile) writeHeader(sequence uint64) error {
+func (r *redoFile) writeHeader(title redoTitle) error {
+	le := binary.LittleEndian
 	head := make([]byte, redoHeaderBytes)
 	copy(head, redoMagic)
-	binary.LittleEndian.PutUint32(head[8:], redoVersion)
-	binary.LittleEndian.PutUint32(head[12:], r.records)
-	binary.LittleEndian.PutUint64(head[16:], sequence)
-	binary.LittleEndian.PutUint64(head[24:], r.nonce)
-	binary.LittleEndian.PutUint32(head[32:], redoHeaderBytes)
-	binary.LittleEndian.PutUint32(head[36:], crc32.Checksum(head[:36], castagnoli))
+	le.PutUint32(head[8:], redoVersion)
+	le.PutUint32(head[12:], r.records)
+	le.PutUint64(head[16:], title.commit.Sequence)
+	le.PutUint64(head[24:], r.nonce)
+	le.PutUint32(head[32:], redoHeaderBytes)
+	le.PutUint64(head[40:], title.commit.Name)
+	copy(head[48:], title.owner[:])
+	le.PutUint64(head[64:], title.before.Sequence)
+	le.PutUint64(head[72:], title.before.Name)
+	le.PutUint32(head[80:], crc32.Checksum(head[:80], castagnoli))
 	if _, err := r.file.WriteAt(head, 0); err != nil {
 		return fmt.Errorf("write redo header: %w", err)
 	}
@@ -120,42 +141,73 @@ func (r *redoFile) clear() error {
 	return nil
 }
 
-// verify reads the whole file and returns the commit's sequence; errNoRedo when
-// there is no whole commit in it. A read error is returned as it is.
-func (r *redoFile) verify() (sequence uint64, err error) {
+// verify reads the whole file and returns which commit it holds; errNoRedo when
+// there is no whole one in it. A read error is returned as it is.
+func (r *redoFile) verify() (redoTitle, error) {
 	return r.replay(func([]byte) error { return nil })
 }
 
 // replay calls fn with every run of pairs in order; the slice is fn's to keep.
 // Only verify tells whether the later ones are whole.
-func (r *redoFile) replay(fn func(run []byte) error) (sequence uint64, err error) {
+func (r *redoFile) replay(fn func(run []byte) error) (title redoTitle, err error) {
 	in := bufio.NewReaderSize(io.NewSectionReader(r.file, 0, MaxCommitBytes*2), 256<<10)
-	head := make([]byte, redoHeaderBytes)
-	if err := readRedo(in, head); err != nil {
-		return 0, err
-	}
-	if string(head[:8]) != redoMagic {
-		return 0, fmt.Errorf("magic %q: %w", head[:8], errNoRedo)
-	}
-	if version := binary.LittleEndian.Uint32(head[8:]); version != redoVersion {
-		return 0, fmt.Errorf("redo file of version %d, this program knows %d", version, redoVersion)
-	}
-	if sum := crc32.Checksum(head[:36], castagnoli); sum != binary.LittleEndian.Uint32(head[36:]) {
-		return 0, fmt.Errorf("header checksum %08x: %w", sum, errNoRedo)
+	head, err := readRedoHeader(in)
+	if err != nil {
+		return title, err
 	}
 	nonce := binary.LittleEndian.Uint64(head[24:])
 	for i := range binary.LittleEndian.Uint32(head[12:]) {
 		run, err := r.readRecord(in, nonce, i)
 		if err != nil {
-			return 0, err
+			return title, err
 		}
 		if err := fn(run); err != nil {
-			return 0, err
+			return title, err
 		}
 	}
-	return binary.LittleEndian.Uint64(head[16:]), nil
+	return decodeRedoTitle(head), nil
 }
 
+// readRedoHeader reads and checks the header of a version that is known.
+func readRedoHeader(in io.Reader) ([]byte, error) {
+	le := binary.LittleEndian
+	head := make([]byte, redoHeaderBytes)
+	if err := readRedo(in, head[:redoFirstBytes]); err != nil {
+		return nil, err
+	}
+	if string(head[:8]) != redoMagic {
+		return nil, fmt.Errorf("magic %q: %w", head[:8], errNoRedo)
+	}
+	switch version := le.Uint32(head[8:]); version {
+	case 1:
+		head = head[:redoFirstBytes]
+	case redoVersion:
+		if err := readRedo(in, head[redoFirstBytes:]); err != nil {
+			return nil, err
+		}
+	default:
+		return nil, fmt.Errorf("redo file: version %d, expected %d: %w", version, redoVersion, errVersion)
+	}
+	at := len(head) - 4
+	if sum := crc32.Checksum(head[:at], castagnoli); sum != le.Uint32(head[at:]) {
+		return nil, fmt.Errorf("header checksum %08x: %w", sum, errNoRedo)
+	}
+	return head, nil
+}
+
+func decodeRedoTitle(head []byte) redoTitle {
+	le := binary.LittleEndian
+	if len(head) == redoFirstBytes {
+		return redoTitle{commit: Commit{Sequence: le.Uint64(head[16:])}, older: true}
+	}
+	return redoTitle{
+		commit: Commit{le.Uint64(head[16:]), le.Uint64(head[40:])}, owner: Owner(head[48:64]),
+		before: Commit{le.Uint64(head[64:]), le.Uint64(head[72:])},
+	}
+}
+
+// readRecord reads the record of that number, and checks that it is of this
+// attempt.
 func (r *redoFile) readRecord(in io.Reader, nonce uint64, number uint32) ([]byte, error) {
 	head := make([]byte, redoRecordHeader)
 	if err := readRedo(in, head); err != nil {

@@ -30,7 +30,7 @@ func writeRedo(t testing.TB, sequence uint64, runs ...[]byte) (path string, data
 			t.Fatal(err)
 		}
 	}
-	if err := r.writeHeader(sequence); err != nil {
+	if err := r.writeHeader(redoTitle{commit: named(sequence), owner: ours, before: named(sequence - 1)}); err != nil {
 		t.Fatal(err)
 	}
 	if data, err = os.ReadFile(path); err != nil {
@@ -39,7 +39,7 @@ func writeRedo(t testing.TB, sequence uint64, runs ...[]byte) (path string, data
 	return path, data
 }
 
-func verifyRedo(t testing.TB, data []byte) (uint64, error) {
+func verifyRedo(t testing.TB, data []byte) (redoTitle, error) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "redo")
 	if err := os.WriteFile(path, data, 0o600); err != nil {
@@ -53,17 +53,37 @@ func verifyRedo(t testing.TB, data []byte) (uint64, error) {
 	return r.verify()
 }
 
-// The format of version 1, byte by byte.
+// The format of version 2, byte by byte.
 func TestRedoGolden(t *testing.T) {
 	_, data := writeRedo(t, 0x1122, appendPair(nil, Pair{Key: []byte("k"), Value: []byte("v")}))
-	const want = "545249565245444f" + "01000000" + "01000000" + "2211000000000000" + "0102030405060708" + "28000000" + "HEADSUM" +
+	const want = "545249565245444f" + "02000000" + "01000000" + "2211000000000000" + "0102030405060708" + "54000000" + "00000000" +
+		"NAME" + "01020300000000000000000000000004" + "2111000000000000" + "BEFORE" + "HEADSUM" +
 		"08000000" + "BODYSUM" + "0100" + "01000000" + "6b76"
+	hex8 := func(v uint64) string { return hex.EncodeToString(binary.LittleEndian.AppendUint64(nil, v)) }
 	sums := strings.NewReplacer(
-		"HEADSUM", hexSum(data[:36]),
-		"BODYSUM", hexSum(append(bytes.Clone(data[24:32]), append(make([]byte, 4), data[48:]...)...)),
+		"NAME", hex8(named(0x1122).Name), "BEFORE", hex8(named(0x1121).Name),
+		"HEADSUM", hexSum(data[:80]),
+		"BODYSUM", hexSum(append(bytes.Clone(data[24:32]), append(make([]byte, 4), data[92:]...)...)),
 	)
 	if got := hex.EncodeToString(data); got != sums.Replace(want) {
 		t.Fatalf("redo file\n%s, expected\n%s", got, sums.Replace(want))
+	}
+}
+
+// olderRedo makes a file of version 1 of one of version 2.
+func olderRedo(data []byte) []byte {
+	older := append(bytes.Clone(data[:redoFirstBytes]), data[redoHeaderBytes:]...)
+	older[8], older[32] = 1, redoFirstBytes
+	binary.LittleEndian.PutUint32(older[36:], crc32.Checksum(older[:36], castagnoli))
+	return older
+}
+
+// Version 1 is read: it knows the sequence alone.
+func TestRedoOlder(t *testing.T) {
+	_, data := writeRedo(t, 7, appendPair(nil, Pair{Key: []byte("k"), Value: []byte("v")}))
+	title, err := verifyRedo(t, olderRedo(data))
+	if want := (redoTitle{commit: Commit{Sequence: 7}, older: true}); err != nil || title != want {
+		t.Fatalf("%+v, %v", title, err)
 	}
 }
 
@@ -76,8 +96,8 @@ func hexSum(data []byte) string {
 func TestRedoTorn(t *testing.T) {
 	run := appendPair(nil, Pair{Key: []byte("key"), Value: []byte("value")})
 	_, whole := writeRedo(t, 7, run, run)
-	if sequence, err := verifyRedo(t, whole); sequence != 7 || err != nil {
-		t.Fatalf("whole file: %d, %v", sequence, err)
+	if title, err := verifyRedo(t, whole); title.commit != named(7) || title.owner != ours || err != nil {
+		t.Fatalf("whole file: %+v, %v", title, err)
 	}
 	for cut := range len(whole) {
 		if _, err := verifyRedo(t, whole[:cut]); !errors.Is(err, errNoRedo) {
@@ -93,7 +113,7 @@ func TestRedoTorn(t *testing.T) {
 	}
 	other := bytes.Clone(whole)
 	other[24]++ // the nonce, with a header that fits
-	binary.LittleEndian.PutUint32(other[36:], crc32.Checksum(other[:36], castagnoli))
+	binary.LittleEndian.PutUint32(other[80:], crc32.Checksum(other[:80], castagnoli))
 	if _, err := verifyRedo(t, other); !errors.Is(err, errNoRedo) {
 		t.Fatalf("records of another attempt: %v", err)
 	}
@@ -103,7 +123,7 @@ func TestRedoTorn(t *testing.T) {
 func TestRedoVersion(t *testing.T) {
 	_, data := writeRedo(t, 7)
 	data[8]++
-	if _, err := verifyRedo(t, data); err == nil || errors.Is(err, errNoRedo) {
+	if _, err := verifyRedo(t, data); !errors.Is(err, errVersion) {
 		t.Fatalf("version %d: %v", data[8], err)
 	}
 }
@@ -156,7 +176,7 @@ func FuzzServe(f *testing.F) {
 			f.Error(err)
 		}
 	})
-	f.Add(uint8(opCommit), append([]byte{3, 1, 0, 0, 0, 0, 0, 0, 0}, appendPair(nil, Pair{Key: []byte("k")})...))
+	f.Add(uint8(opCommit), append([]byte{3, 1, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0}, appendPair(nil, Pair{Key: []byte("k")})...))
 	f.Add(uint8(opScan), []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	f.Add(uint8(opLoad), []byte{1, 0, 255, 255, 255, 255, 'k'})
 	f.Fuzz(func(t *testing.T, op uint8, payload []byte) {

@@ -46,16 +46,22 @@ func (e *engine) wake() error {
 }
 
 func (e *engine) reopen(before state) error {
+	if err := makeOrFind(e.dir, false); err != nil {
+		return fmt.Errorf("after a rest: %w", err)
+	}
 	if err := e.openBadger(); err != nil {
 		return fmt.Errorf("open badger after a rest: %w", err)
 	}
 	e.publish()
-	if err := e.readState(); err != nil {
+	found, err := e.readState()
+	switch {
+	case err != nil:
 		return err
-	}
-	if e.state != before {
-		return fmt.Errorf("sequence %d and transaction %d after a rest, %d and %d before: %w",
-			e.state.sequence, e.state.transaction, before.sequence, before.transaction, ErrCorrupt)
+	case !found:
+		return fmt.Errorf("after a rest: %w", errNoState)
+	case e.state != before:
+		return fmt.Errorf("commit %v of %v and transaction %d after a rest, %v of %v and %d before: %w",
+			e.state.Last, e.state.Owner, e.state.transaction, before.Last, before.Owner, before.transaction, ErrCorrupt)
 	}
 	return e.checkWindow()
 }

@@ -24,7 +24,7 @@ type fileImage struct {
 	data []byte
 }
 
-func readFiles(t *testing.T, dir string) files {
+func readFiles(t testing.TB, dir string) files {
 	t.Helper()
 	all := make(files)
 	err := filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
@@ -42,7 +42,7 @@ func readFiles(t *testing.T, dir string) files {
 	return all
 }
 
-func (all files) write(t *testing.T, dir string) {
+func (all files) write(t testing.TB, dir string) {
 	t.Helper()
 	for name, image := range all {
 		path := filepath.Join(dir, name)
@@ -63,7 +63,7 @@ func seasonedStore(t *testing.T) (files, *model) {
 	r := rand.New(rand.NewPCG(7, 8))
 	commit := func(s Store, count int) {
 		pairs := randomPairs(r, count, 1500)
-		if err := s.Commit(context.Background(), m.sequence+1, pairs); err != nil {
+		if err := s.Commit(context.Background(), named(m.sequence+1), pairs); err != nil {
 			t.Fatal(err)
 		}
 		m.apply(m.sequence+1, pairs)
@@ -86,9 +86,21 @@ func seasonedStore(t *testing.T) (files, *model) {
 	return readFiles(t, dir), m
 }
 
+var errFellBehind = errors.New("not the last commit")
+
+// exactly is what a caller verifies who knows the last commit.
+func exactly(want Identity) func(Identity) error {
+	return func(id Identity) error {
+		if id != want {
+			return fmt.Errorf("%v, expected %v: %w", id, want, errFellBehind)
+		}
+		return nil
+	}
+}
+
 // One byte is flipped, in any file, at any place. The store does not open, or
-// an error tells, or Sequence has fallen behind, for which callers refuse it;
-// what it does return is right.
+// an error tells, or it has fallen behind, which the caller verifies; what it does
+// return is right.
 func TestFlippedByte(t *testing.T) {
 	all, m := seasonedStore(t)
 	r := rand.New(rand.NewPCG(9, 10))
@@ -132,18 +144,15 @@ func (m *model) tryFlip(t *testing.T, all files, name string, at int, mask byte)
 
 	opt := testHelper(dir)
 	opt.Restarts, opt.Stderr = -1, io.Discard
+	opt.Badger.Expect = Expect{Owner: ours, Verify: exactly(identityAt(m.sequence))}
 	s, err := StartHelper(opt)
+	if errors.Is(err, errFellBehind) {
+		return "fell behind", nil
+	}
 	if err != nil {
 		return "does not open", nil
 	}
 	defer s.Close()
-	sequence, err := s.Sequence(context.Background())
-	if err != nil {
-		return "no sequence", nil
-	}
-	if sequence < m.sequence {
-		return "fell behind", nil
-	}
 	return m.checkHonest(s)
 }
 
@@ -180,7 +189,7 @@ func TestRotBehindNewerLog(t *testing.T) {
 		s := mustStart(t, opt)
 		for sequence := from; sequence <= to; sequence++ {
 			pair := Pair{Key: fmt.Appendf(nil, "%d", sequence), Value: []byte("value")}
-			if err := s.Commit(ctx, sequence, []Pair{pair}); err != nil {
+			if err := s.Commit(ctx, named(sequence), []Pair{pair}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -197,19 +206,19 @@ func TestRotBehindNewerLog(t *testing.T) {
 			both["badger/00009.mem"] = image // Badger began counting anew
 		}
 	}
-	reopen := func(all files) (uint64, error) {
+	reopen := func(all files) (Identity, error) {
 		opt := opt
 		opt.Dir = t.TempDir()
 		all.write(t, opt.Dir)
 		s, err := StartHelper(opt)
 		if err != nil {
-			return 0, err
+			return Identity{}, err
 		}
 		defer closeStore(t, s)
-		return s.Sequence(ctx)
+		return s.Identity(ctx)
 	}
-	if sequence, err := reopen(both); err != nil || sequence != 25 {
-		t.Fatalf("two whole logs: sequence %d, %v", sequence, err)
+	if id, err := reopen(both); err != nil || id != identityAt(25) {
+		t.Fatalf("two whole logs: %v, %v", id, err)
 	}
 	rotten := both[older]
 	rotten.data = bytes.Clone(rotten.data)

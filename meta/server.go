@@ -15,9 +15,9 @@ import (
 //	scan      cursor u64, prefix    → done u8, pairs; the rest is asked for with
 //	scanNext  cursor u64            → done u8, pairs
 //	scanClose cursor u64            → nothing
-//	commit    flags u8, sequence u64, pairs; the first part of a commit
-//	          begins it, the last one makes it happen
-//	sequence  nothing               → sequence u64
+//	commit    flags u8, sequence u64, name u64, pairs; the first part of a
+//	          commit begins it, the last one makes it happen
+//	identity  nothing               → identity
 //	close     nothing               → nothing, once the store is closed
 type request struct {
 	op      operation
@@ -32,7 +32,7 @@ const (
 	opScanNext
 	opScanClose
 	opCommit
-	opSequence
+	opIdentity
 	opClose
 )
 
@@ -42,7 +42,7 @@ const (
 )
 
 const (
-	commitHeaderBytes = 9
+	commitHeaderBytes = 17
 	// pageBytes is what a reply aims at: it holds at most one pair more.
 	pageBytes = 256 << 10
 	// maxCursors bounds the snapshots that scans hold; beyond, the oldest scan
@@ -138,9 +138,9 @@ func (s *server) dispatch(r request, progress func()) ([]byte, error) {
 		return nil, s.closeCursor(r.payload)
 	case opCommit:
 		return nil, s.commit(r.payload, progress)
-	case opSequence:
-		sequence, err := s.e.sequence()
-		return binary.LittleEndian.AppendUint64(nil, sequence), err
+	case opIdentity:
+		id, err := s.e.identity()
+		return id.encode(nil), err
 	}
 	return nil, fmt.Errorf("operation %d: %w", r.op, errBadRequest)
 }
@@ -163,16 +163,17 @@ func (s *server) commit(payload []byte, progress func()) error {
 	}
 	s.committing.Lock()
 	defer s.committing.Unlock()
-	flags, sequence := payload[0], binary.LittleEndian.Uint64(payload[1:])
+	flags := payload[0]
+	name := Commit{binary.LittleEndian.Uint64(payload[1:]), binary.LittleEndian.Uint64(payload[9:])}
 	if flags&commitFirst != 0 {
-		batch, err := s.e.begin(sequence)
+		batch, err := s.e.begin(name)
 		if err != nil {
 			return err
 		}
 		s.batch = batch
 	}
-	if s.batch == nil || s.batch.sequence != sequence {
-		return fmt.Errorf("commit %d is not under way here: %w", sequence, ErrUnavailable)
+	if s.batch == nil || s.batch.name != name {
+		return fmt.Errorf("commit %v is not under way here: %w", name, ErrUnavailable)
 	}
 	err := s.batch.append(payload[commitHeaderBytes:])
 	if err == nil && flags&commitLast == 0 {

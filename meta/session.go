@@ -86,7 +86,8 @@ func startProcess(opt HelperOptions) (net.Conn, *exec.Cmd, error) {
 	return conn, cmd, nil
 }
 
-// greet waits for the helper to have opened its store.
+// greet waits for the helper to have opened its store, and verifies that it is
+// the right one.
 func (s *session) greet(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { s.conn.SetReadDeadline(time.Now()) })
 	defer stop()
@@ -97,7 +98,14 @@ func (s *session) greet(ctx context.Context) error {
 	if f.id != 0 {
 		return fmt.Errorf("metadata helper %d, greeting with id %d: %w", s.cmd.Process.Pid, f.id, errBadFrame)
 	}
-	return replyError(f)
+	if err := replyError(f); err != nil {
+		return err
+	}
+	id, err := decodeIdentity(f.payload)
+	if err != nil {
+		return fmt.Errorf("metadata helper %d, greeting: %w", s.cmd.Process.Pid, err)
+	}
+	return s.opt.Badger.Expect.verify(id)
 }
 
 // explain adds how the helper ended when it never greeted. One that died by

@@ -61,7 +61,7 @@ func TestFullFilesystemIsRefused(t *testing.T) {
 	opt.Badger.ReserveBytes = 8 << 20
 	s, m := mustStart(t, opt), newModel()
 	commit := func(pairs []Pair) error {
-		err := s.Commit(ctx, m.sequence+1, pairs)
+		err := s.Commit(ctx, named(m.sequence+1), pairs)
 		if err == nil {
 			m.apply(m.sequence+1, pairs)
 		}
@@ -115,7 +115,7 @@ func TestFullFilesystemEndsHelperOnly(t *testing.T) {
 	s, m := mustStart(t, opt), newModel()
 	r := rand.New(rand.NewPCG(13, 14))
 	first := randomPairs(r, 100, 1500)
-	if err := s.Commit(ctx, 1, first); err != nil {
+	if err := s.Commit(ctx, named(1), first); err != nil {
 		t.Fatal(err)
 	}
 	m.apply(1, first)
@@ -127,7 +127,7 @@ func TestFullFilesystemEndsHelperOnly(t *testing.T) {
 		pairs := randomPairs(r, 5, 1500)
 		next = m.clone()
 		next.apply(sequence, pairs)
-		failed = s.Commit(ctx, sequence, pairs)
+		failed = s.Commit(ctx, named(sequence), pairs)
 	}
 	if failed == nil {
 		t.Fatal("the filesystem was never full")
@@ -140,7 +140,7 @@ func TestFullFilesystemEndsHelperOnly(t *testing.T) {
 	free()
 	s = mustStart(t, opt)
 	defer closeStore(t, s)
-	if sequence, err := s.Sequence(ctx); err == nil && sequence == next.sequence {
+	if id, err := s.Identity(ctx); err == nil && id.Last.Sequence == next.sequence {
 		m = next
 	}
 	if err := m.check(s); err != nil {

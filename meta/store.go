@@ -96,19 +96,19 @@ func (s *store) Scan(ctx context.Context, prefix []byte, fn func(key, value []by
 }
 
 // Commit implements Store.
-func (s *store) Commit(ctx context.Context, sequence uint64, pairs []Pair) error {
+func (s *store) Commit(ctx context.Context, name Commit, pairs []Pair) error {
 	if err := checkPairs(pairs); err != nil {
 		return err
 	}
 	flags := byte(commitFirst)
 	for {
-		run, rest := encodeRun(commitHeader(sequence), pairs)
+		run, rest := encodeRun(commitHeader(name), pairs)
 		if pairs = rest; len(pairs) == 0 {
 			flags |= commitLast
 		}
 		run[0] = flags
 		if err := s.commitPart(ctx, run); err != nil {
-			return fmt.Errorf("commit %d: %w", sequence, err)
+			return fmt.Errorf("commit %v: %w", name, err)
 		}
 		if len(pairs) == 0 {
 			return nil
@@ -131,8 +131,9 @@ func (s *store) commitPart(ctx context.Context, run []byte) error {
 
 func (s *store) leaveCommit() { <-s.committer }
 
-func commitHeader(sequence uint64) []byte {
-	return binary.LittleEndian.AppendUint64([]byte{0}, sequence)
+func commitHeader(name Commit) []byte {
+	b := binary.LittleEndian.AppendUint64([]byte{0}, name.Sequence)
+	return binary.LittleEndian.AppendUint64(b, name.Name)
 }
 
 // encodeRun appends pairs to dst until the next one would not fit in a chunk.
@@ -152,22 +153,19 @@ func encodeRun(dst []byte, pairs []Pair) (run []byte, rest []Pair) {
 	return run, pairs[count:]
 }
 
-// Sequence implements Store. It waits for a commit that its caller gave up but
+// Identity implements Store. It waits for a commit that its caller gave up but
 // the server is still at: only then does it tell what became of it.
-func (s *store) Sequence(ctx context.Context) (uint64, error) {
+func (s *store) Identity(ctx context.Context) (Identity, error) {
 	select {
 	case s.committer <- struct{}{}:
 	case <-ctx.Done():
-		return 0, fmt.Errorf("sequence: %w", ctx.Err())
+		return Identity{}, fmt.Errorf("identity: %w", ctx.Err())
 	}
-	reply, err := s.t.roundTrip(ctx, request{op: opSequence}, s.leaveCommit)
+	reply, err := s.t.roundTrip(ctx, request{op: opIdentity}, s.leaveCommit)
 	if err != nil {
-		return 0, fmt.Errorf("sequence: %w", err)
+		return Identity{}, fmt.Errorf("identity: %w", err)
 	}
-	if len(reply) != 8 {
-		return 0, fmt.Errorf("sequence of %d bytes: %w", len(reply), errBadRequest)
-	}
-	return binary.LittleEndian.Uint64(reply), nil
+	return decodeIdentity(reply)
 }
 
 // Close implements Store.

@@ -12,7 +12,7 @@ import (
 func TestUnbegunLog(t *testing.T) {
 	dir := t.TempDir()
 	s := mustStart(t, testHelper(dir))
-	if err := s.Commit(t.Context(), 7, []Pair{{Key: []byte("key"), Value: []byte("value")}}); err != nil {
+	if err := s.Commit(t.Context(), named(7), []Pair{{Key: []byte("key"), Value: []byte("value")}}); err != nil {
 		t.Fatal(err)
 	}
 	kill(t, s)

@@ -27,7 +27,11 @@ func testSlot(t *testing.T) (*Slot, *inject.Set) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Attach(meta.NewMemory())
+	store := new(meta.Memory)
+	if err := store.Open(s.Expect()); err != nil {
+		t.Fatal(err)
+	}
+	s.Attach(store)
 	return s, faults
 }
 

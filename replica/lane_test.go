@@ -59,7 +59,7 @@ func newLaneOwner(t *testing.T) (o *laneOwner, faults *inject.Set, again func() 
 	}
 	files := disk.Faulty(real, faults, 0, disk.FaultyOptions{})
 	g := Geometry{Name: "test", SizeBytes: 64 << 20, Replicas: 1, Shards: 1, SegmentBlocks: 1024}
-	store := lasting{meta.NewMemory()}
+	store := new(meta.Memory)
 	again = func() *laneOwner {
 		if o != nil {
 			if err := o.Slot().Close(); err != nil {
@@ -70,7 +70,10 @@ func newLaneOwner(t *testing.T) (o *laneOwner, faults *inject.Set, again func() 
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.Attach(store)
+		if err := store.Open(s.Expect()); err != nil {
+			t.Fatal(err)
+		}
+		s.Attach(lasting{store})
 		return openLane(t, s)
 	}
 	o = again()

@@ -60,10 +60,10 @@ type hungStore struct {
 	entered, release chan struct{}
 }
 
-func (s hungStore) Commit(ctx context.Context, sequence uint64, pairs []meta.Pair) error {
+func (s hungStore) Commit(ctx context.Context, name meta.Commit, pairs []meta.Pair) error {
 	close(s.entered)
 	<-s.release
-	return s.Store.Commit(ctx, sequence, pairs)
+	return s.Store.Commit(ctx, name, pairs)
 }
 
 // TestStatusOfHungStore: who asks for the status does not wait for a commit that

@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"trivet/disk"
 	"trivet/journal"
 	"trivet/meta"
@@ -31,11 +29,18 @@ type Slot struct {
 
 	headers []journal.Header // found by scan; dropped once the pool is seeded
 
-	super     journal.Superblock // guarded by commitMu once the slot is active; see super.go
-	superFile disk.File
-	commitMu  sync.Mutex                      // serialises commits and writes of the superblock, which are I/O
-	published atomic.Uint64                   // super.Checkpoint, for those who must not wait for I/O
-	lives     atomic.Pointer[journal.History] // super.History, for the same
+	super      journal.Superblock // guarded by commitMu once the slot is active, as is what follows; see super.go
+	superFile  disk.File
+	storeOwner meta.Owner    // of the metadata store
+	tried      uint64        // the highest sequence that a commit was announced with
+	lanes      journal.Lanes // those that have a record in the store
+	lanesThen  journal.Lanes // and once the announced commit is made
+	commitMu   sync.Mutex    // serialises commits and writes of the superblock, which are I/O
+
+	// What those need who must not wait for I/O; commitMu is held to change it.
+	published atomic.Uint64                   // super.Checkpoint's sequence
+	expected  atomic.Pointer[expectation]     // nil until the store is opened
+	lives     atomic.Pointer[journal.History] // super.History
 
 	handleMu sync.RWMutex
 	handles  map[uint32]disk.File // log files open for reading, by number
@@ -78,26 +83,6 @@ func (s *Slot) open() (err error) {
 	s.super = *super
 	s.publish()
 	s.pool = newPool(s.fs, super.SegmentBlocks)
-	return nil
-}
-
-// Attach gives the slot its metadata store, which the slot then owns.
-func (s *Slot) Attach(store meta.Store) { s.store = store }
-
-// checkStore compares the store's sequence with its mirror: a store that has
-// fallen behind has lost keys, whatever it still answers.
-func (s *Slot) checkStore() error {
-	ctx, cancel := context.WithTimeout(context.Background(), metaTimeout)
-	defer cancel()
-	sequence, err := s.store.Sequence(ctx)
-	if err != nil {
-		return fmt.Errorf("slot %d: %w", s.ID, err)
-	}
-	if sequence < s.super.Checkpoint.Sequence {
-		return fmt.Errorf("slot %d: metadata is at checkpoint %d, %d was made: %w", s.ID, sequence, s.super.Checkpoint.Sequence, meta.ErrCorrupt)
-	}
-	s.super.Checkpoint.Sequence = sequence
-	s.published.Store(sequence)
 	return nil
 }
 
@@ -241,41 +226,6 @@ func (s *Slot) abandonCopy() {
 		_ = f.Close() // nothing of the copy counts
 	}
 	clear(s.appends)
-}
-
-// leastFreeBytes of the filesystem must be free for a commit: the metadata store
-// does not survive a full one.
-const leastFreeBytes = 16 << 20
-
-// commit stores pairs and mirrors the store's sequence in the superblock.
-func (s *Slot) commit(pairs []journal.Pair) error {
-	s.commitMu.Lock()
-	defer s.commitMu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), 3*metaTimeout)
-	defer cancel()
-	list := make([]meta.Pair, len(pairs))
-	for i, p := range pairs {
-		list[i] = meta.Pair(p)
-	}
-	if free, _, err := s.fs.Usage(); err == nil && free < leastFreeBytes {
-		return fmt.Errorf("%d bytes are free, the metadata store needs %d: %w", free, leastFreeBytes, unix.ENOSPC)
-	}
-	if f, ok := s.fs.(stepper); ok {
-		if err := f.Checkpoint(); err != nil {
-			return err
-		}
-	}
-	next := s.super.Checkpoint.Sequence + 1
-	if err := s.store.Commit(ctx, next, list); err != nil {
-		// The outcome is unknown: the next commit must not reuse the number.
-		if sequence, errSequence := s.store.Sequence(ctx); errSequence == nil {
-			s.super.Checkpoint.Sequence = max(s.super.Checkpoint.Sequence, sequence)
-		}
-		return err
-	}
-	s.super.Checkpoint.Sequence = next
-	s.published.Store(next)
-	return s.save(false)
 }
 
 // syncLog makes the segments durable that recovery has adopted.

@@ -177,6 +177,9 @@ func (s *server) openSlot(i int) (*replica.Slot, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.w.legs[i].store.Open(rep.Expect()); err != nil {
+		return nil, errors.Join(err, rep.Close())
+	}
 	rep.Attach(s.w.legs[i].store)
 	return rep, nil
 }

@@ -156,7 +156,7 @@ func newWorld(seed uint64, opt Options) *world {
 // blank replaces a slot's disk by an empty one.
 func (w *world) blank(i int) {
 	w.legs[i].disk = disk.Memory(w.rng.Uint64(), disk.MemoryOptions{})
-	w.legs[i].store = meta.NewMemory()
+	w.legs[i].store = new(meta.Memory)
 	w.legs[i].suspicious, w.legs[i].making = false, true
 }
 

@@ -139,7 +139,9 @@ func (c *volumeCheck) openSlot(id int, dir string) (*replica.Slot, error) {
 	if _, err := os.Stat(store); err != nil {
 		return nil, errors.Join(fmt.Errorf("metadata: %w", err), s.Close())
 	}
-	m, err := meta.StartHelper(meta.HelperOptions{Dir: store})
+	expect := s.Expect()
+	expect.Create = false
+	m, err := meta.StartHelper(meta.HelperOptions{Dir: store, Badger: meta.BadgerOptions{Expect: expect}})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("metadata: %w", err), s.Close())
 	}
