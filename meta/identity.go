@@ -3,6 +3,7 @@ package meta
 import (
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 )
 
@@ -79,10 +80,11 @@ func (x *Expect) verify(id Identity) error {
 	if x.Verify == nil {
 		return nil
 	}
-	if err := x.Verify(id); err != nil {
-		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	err := x.Verify(id)
+	if err != nil && !errors.Is(err, ErrCorrupt) {
+		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
-	return nil
+	return err
 }
 
 // owned refuses a store of another owner.

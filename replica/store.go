@@ -103,6 +103,7 @@ func (s *Slot) know(last meta.Commit) {
 		s.lanes = s.lanesThen
 	}
 	s.super.Checkpoint, s.super.Announced = journal.StoreCommit(last), journal.StoreCommit{}
+	s.tried = max(s.tried, last.Sequence)
 	s.expected.Store(s.expectation())
 	s.published.Store(last.Sequence)
 }
