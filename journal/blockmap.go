@@ -1,5 +1,7 @@
 package journal
 
+import "fmt"
+
 // page is the map of one region. Until it is loaded it is an overlay: known
 // has a bit for each entry that was set since, the others are in the store.
 type page struct {
@@ -92,15 +94,20 @@ type blockMap struct {
 	dirty  *pageList        // changed since the last checkpoint began
 	frozen *pageList        // of the checkpoint under way, not yet encoded
 	wanted []Region         // to be loaded; drained by the lane
-	stored RegionSet        // regions that have a page in the store
+	stored RegionSet        // regions that have a page in the store, or get one with the commit under way
 	plain  RegionSet        // and no delta, for sure
+	deltas RegionSet        // and a delta, for sure; it is not known of the others
 	budget int              // bytes that resident pages may take
 
-	begun      uint64 // checkpoints
-	confirmed  uint64 // the last of them whose commit succeeded
-	committing int    // bytes of pages, and of their pairs, that wait for a commit
-	loading    int    // pages that were asked for
-	loaded     int    // bytes that a page takes once it is loaded: an average of late
+	begun     uint64 // checkpoints
+	confirmed uint64 // the last of them whose commit succeeded
+	// unconfirmed are the regions of stored whose first page no commit that
+	// succeeded has stored yet. Whatever else is stored must be found when it is
+	// loaded. Never ranged over.
+	unconfirmed map[Region]bool
+	committing  int // bytes of pages, and of their pairs, that wait for a commit
+	loading     int // pages that were asked for
+	loaded      int // bytes that a page takes once it is loaded: an average of late
 
 	segments *segmentTable
 	// encodeNow is called with a frozen page that is about to change.
@@ -114,9 +121,12 @@ func newBlockMap(budget int, segments *segmentTable) *blockMap {
 		frozen:   new(pageList),
 		stored:   make(RegionSet),
 		plain:    make(RegionSet),
+		deltas:   make(RegionSet),
 		budget:   budget,
 		loaded:   pageOverhead + RegionBlocks*entryBytes,
 		segments: segments,
+
+		unconfirmed: make(map[Region]bool),
 	}
 }
 
@@ -144,7 +154,7 @@ func (m *blockMap) count(p *page) (grown bool) {
 
 // bytes is what the map takes, but for shadows that are being committed.
 func (m *blockMap) bytes() int {
-	return m.clean.bytes + m.dirty.bytes + m.frozen.bytes + (len(m.stored)+len(m.plain))*chunkBytes
+	return m.clean.bytes + m.dirty.bytes + m.frozen.bytes + (len(m.stored)+len(m.plain)+len(m.deltas))*chunkBytes
 }
 
 // crowded tells whether so many pages are dirty that a checkpoint is due.
@@ -263,7 +273,11 @@ func (m *blockMap) install(r Region, encoded storedPage) error {
 		return nil
 	}
 	var stored page
-	if err := encoded.decode(r, &stored); err != nil {
+	err := m.missing(r, encoded)
+	if err == nil {
+		err = encoded.decode(r, &stored)
+	}
+	if err != nil {
 		m.endLoading(p)
 		return err
 	}
@@ -287,6 +301,20 @@ func (m *blockMap) install(r Region, encoded storedPage) error {
 	return nil
 }
 
+// missing returns an error when the store has not got what it must have of a
+// region that was asked for: a page that is gone is no hole.
+func (m *blockMap) missing(r Region, found storedPage) error {
+	switch {
+	case !m.stored.Has(r) || m.unconfirmed[r]:
+		return nil
+	case found.whole == nil:
+		return fmt.Errorf("map page of region %d is not in the store, which had it: %w", r, ErrNotThis)
+	case found.delta == nil && m.deltas.Has(r):
+		return fmt.Errorf("delta of region %d is not in the store, which had it: %w", r, ErrNotThis)
+	}
+	return nil
+}
+
 func (m *blockMap) endLoading(p *page) {
 	if p.loading {
 		p.loading = false
@@ -300,8 +328,10 @@ func (m *blockMap) isPlain(r Region) bool { return m.plain.Has(r) || !m.stored.H
 func (m *blockMap) notePlain(r Region, plain bool) {
 	if plain {
 		m.plain.Add(r)
+		m.deltas.Remove(r)
 	} else {
 		m.plain.Remove(r)
+		m.deltas.Add(r)
 	}
 }
 
@@ -352,7 +382,10 @@ func (m *blockMap) thaw(p *page) {
 }
 
 // confirm releases the pages of a checkpoint that is durable.
-func (m *blockMap) confirm() { m.confirmed, m.committing = m.begun, 0 }
+func (m *blockMap) confirm() {
+	m.confirmed, m.committing = m.begun, 0
+	clear(m.unconfirmed)
+}
 
 // retract makes the pages dirty again whose commit failed, to be stored as wholes:
 // nobody knows what is in the store. A shadow's page is dirty already, for it
@@ -361,6 +394,7 @@ func (m *blockMap) retract(pages []*page) {
 	m.committing = 0
 	for _, p := range pages {
 		m.plain.Remove(p.region)
+		m.deltas.Remove(p.region)
 		if m.pages[p.region] == p {
 			p.based = false
 			m.markDirty(p)

@@ -147,6 +147,11 @@ func (c *Check) regions() (regions []Region, err error) {
 			c.Found(fmt.Sprintf("region %d", g), fmt.Errorf("its map page is not in the set of stored regions: %w", ErrNotThis))
 		}
 	}
+	l.blocks.stored.Each(func(g Region) {
+		if _, found := slices.BinarySearch(regions, g); !found {
+			c.Found(fmt.Sprintf("region %d", g), fmt.Errorf("its map page is not in the store, which had it: %w", ErrNotThis))
+		}
+	})
 	for g := range l.blocks.pages {
 		regions = append(regions, g)
 	}

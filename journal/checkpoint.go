@@ -2,6 +2,7 @@ package journal
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -41,6 +42,7 @@ const (
 
 type checkpoint struct {
 	op        Commit
+	record    laneRecord // what the commit says of the lane
 	active    bool
 	requested bool
 	lsn       LSN
@@ -114,6 +116,7 @@ func (l *Lane) checkpoint(now time.Duration) {
 	}
 	l.putSegments()
 	l.putChunks()
+	l.putRecord(c.record)
 	c.op.busy, c.op.Err = true, nil
 	l.exec.Commit(&c.op)
 }
@@ -138,9 +141,12 @@ func (l *Lane) beginCheckpoint() {
 	c.storing = l.incomplete
 	l.Want(c.lsn)
 	l.blocks.freeze()
-	c.put(laneKey(l.cfg.ID.Shard), l.record().encode())
+	c.record = l.record()
 	for _, s := range l.segments.order {
 		l.segments.setDoomed(s, s.hollow && s.lastLSN <= c.lsn)
+		if !s.doomed {
+			c.record.segments++
+		}
 		s.storing, s.frozen, s.dirty = s.dirty && !s.doomed, s.live, false
 	}
 }
@@ -178,13 +184,14 @@ func (l *Lane) encodePage(p *page) {
 	l.noteStored(p.region)
 }
 
-// noteStored adds the region to those that have a page in the store. In memory
-// that may be ahead of the store: a load then finds nothing.
+// noteStored adds the region to those that have a page in the store, which it will
+// have once the commit under way has succeeded.
 func (l *Lane) noteStored(r Region) {
 	if l.blocks.stored.Has(r) {
 		return
 	}
 	l.blocks.stored.Add(r)
+	l.blocks.unconfirmed[r] = true
 	if chunk := uint32(r >> 15); !slices.Contains(l.ckpt.chunks, chunk) {
 		l.ckpt.chunks = append(l.ckpt.chunks, chunk)
 	}
@@ -202,6 +209,13 @@ func (l *Lane) putChunks() {
 	}
 }
 
+// putRecord adds the lane record to the commit. It comes last, for it says how many
+// others there are then.
+func (l *Lane) putRecord(r laneRecord) {
+	r.counted, r.chunks = true, uint32(len(l.blocks.stored))
+	l.ckpt.put(laneKey(l.cfg.ID.Shard), r.encode())
+}
+
 // committed takes the result of a commit.
 func (l *Lane) committed(now time.Duration) {
 	c := &l.ckpt
@@ -210,7 +224,7 @@ func (l *Lane) committed(now time.Duration) {
 		l.lastErr = fmt.Errorf("checkpoint: %w", c.op.Err)
 		l.abortCheckpoint()
 		c.notBefore = now + l.backoff(&c.failures)
-		if c.failures > maxFailures {
+		if c.failures > maxFailures || errors.Is(c.op.Err, ErrNotThis) { // rot: trying again does not help
 			l.fault = l.lastErr
 		}
 		return
@@ -248,12 +262,17 @@ func (l *Lane) abortCheckpoint() {
 
 // laneRecord is what a checkpoint says of the lane itself. Little-endian:
 // version (2), flags (2: bit 0 incomplete, bit 1 fed), generation (8), LSN (8), segment
-// (4), life (4), offset (4), chain (4).
+// (4), life (4), offset (4), chain (4), segments (4), chunks (4).
 type laneRecord struct {
 	stamp      Stamp // up to which the map is complete
 	position   replayPosition
 	incomplete bool // a copy from a peer is under way: counts for nothing
 	fed        bool // while the volume is served; see Recovery.Fed
+
+	// How many entries of the segment table and chunks of stored regions the store
+	// has beside the record: one that is gone is missed.
+	segments, chunks uint32
+	counted          bool // versions before 4 do not say
 }
 
 // replayPosition is where the first batch behind a checkpoint lies.
@@ -263,9 +282,11 @@ type replayPosition struct {
 }
 
 const (
-	laneRecordVersion = 3
+	laneRecordVersion = 4
+	laneRecordCounted = 4 // the first with counts
 	laneRecordOldest  = 2 // had no deltas
-	laneRecordSize    = 36
+	laneRecordSize    = 44
+	laneRecordShort   = 36 // without counts
 )
 
 func (l *Lane) record() laneRecord {
@@ -288,7 +309,9 @@ func (r laneRecord) encode() []byte {
 	b = le.AppendUint32(b, r.position.segment)
 	b = le.AppendUint32(b, r.position.life)
 	b = le.AppendUint32(b, r.position.offset)
-	return le.AppendUint32(b, r.position.chain)
+	b = le.AppendUint32(b, r.position.chain)
+	b = le.AppendUint32(b, r.segments)
+	return le.AppendUint32(b, r.chunks)
 }
 
 func decodeLaneRecord(b []byte) (r laneRecord, err error) {
@@ -298,12 +321,19 @@ func decodeLaneRecord(b []byte) (r laneRecord, err error) {
 			return r, fmt.Errorf("lane record version %d, expected %d to %d: %w", v, laneRecordOldest, laneRecordVersion, ErrVersion)
 		}
 	}
-	if len(b) != laneRecordSize {
-		return r, fmt.Errorf("lane record of %d bytes, expected %d: %w", len(b), laneRecordSize, ErrNotThis)
+	size := laneRecordSize
+	if r.counted = len(b) >= 2 && le.Uint16(b) >= laneRecordCounted; !r.counted {
+		size = laneRecordShort
+	}
+	if len(b) != size {
+		return r, fmt.Errorf("lane record of %d bytes, expected %d: %w", len(b), size, ErrNotThis)
 	}
 	r.incomplete, r.fed = le.Uint16(b[2:])&1 != 0, le.Uint16(b[2:])&2 != 0
 	r.stamp = Stamp{Generation(le.Uint64(b[4:])), LSN(le.Uint64(b[12:]))}
 	r.position = replayPosition{le.Uint32(b[20:]), le.Uint32(b[24:]), le.Uint32(b[28:]), le.Uint32(b[32:])}
+	if r.counted {
+		r.segments, r.chunks = le.Uint32(b[36:]), le.Uint32(b[40:])
+	}
 	return r, nil
 }
 

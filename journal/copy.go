@@ -300,7 +300,6 @@ func (c *Copier) commit(record laneRecord) error {
 	shard := l.cfg.ID.Shard
 	c.To.Stamp, record.position = record.stamp, l.position
 	l.ckpt.op.Pairs = l.ckpt.op.Pairs[:0]
-	l.ckpt.put(laneKey(shard), record.encode())
 	for p := l.blocks.dirty.oldest; p != nil; p = p.newer {
 		if _, err := c.To.page(p.region); err != nil {
 			return err
@@ -315,6 +314,8 @@ func (c *Copier) commit(record laneRecord) error {
 		s.dirty = false
 	}
 	l.putChunks()
+	record.segments = uint32(len(l.segments.order))
+	l.putRecord(record)
 	if err := c.Commit(l.ckpt.op.Pairs); err != nil {
 		return fmt.Errorf("commit a copied lane: %w", err)
 	}

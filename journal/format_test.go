@@ -114,7 +114,7 @@ func goldenSegment() (*segmentInfo, []byte) {
 }
 
 func goldenLaneRecord() (laneRecord, []byte) {
-	r := laneRecord{stamp: Stamp{2, 0x3333}, position: replayPosition{segment: 4, life: 5, offset: 6, chain: 0xabcdef01}, incomplete: true}
+	r := laneRecord{stamp: Stamp{2, 0x3333}, position: replayPosition{segment: 4, life: 5, offset: 6, chain: 0xabcdef01}, incomplete: true, segments: 7, chunks: 8, counted: true}
 	return r, r.encode()
 }
 
@@ -134,7 +134,7 @@ func TestGolden(t *testing.T) {
 	changed, patched, deltaBytes := goldenDelta()
 	golden(t, "delta.v3", deltaBytes)
 	golden(t, "segment.v1", segmentBytes)
-	golden(t, "lane.v3", laneBytes)
+	golden(t, "lane.v4", laneBytes)
 
 	var gotD descriptor
 	if err := decodeDescriptor(descriptorBlock, d.position, &gotD); err != nil || gotD.epoch != d.epoch || gotD.generation != d.generation ||
@@ -167,9 +167,16 @@ func TestGolden(t *testing.T) {
 	if gotR, err := decodeLaneRecord(laneBytes); err != nil || gotR != r {
 		t.Errorf("lane record decodes to %+v, %v", gotR, err)
 	}
-	laneBytes[0] = 2 // that there were no deltas is all that was different
-	if gotR, err := decodeLaneRecord(laneBytes); err != nil || gotR != r {
-		t.Errorf("lane record of version 2 decodes to %+v, %v", gotR, err)
+	r.segments, r.chunks, r.counted = 0, 0, false
+	for _, version := range []byte{3, 2} { // which had no counts; of 2, that there were no deltas is all that was different
+		laneBytes = laneBytes[:laneRecordShort]
+		laneBytes[0] = version
+		if version == 3 {
+			golden(t, "lane.v3", laneBytes)
+		}
+		if gotR, err := decodeLaneRecord(laneBytes); err != nil || gotR != r {
+			t.Errorf("lane record of version %d decodes to %+v, %v", version, gotR, err)
+		}
 	}
 }
 

@@ -178,30 +178,47 @@ func (r *Recovery) loadCheckpoint() error {
 	if err != nil {
 		return err
 	}
+	record := laneRecord{counted: true} // a lane without a record has nothing else
 	if values[0] != nil {
-		record, err := decodeLaneRecord(values[0])
-		if err != nil {
+		if record, err = decodeLaneRecord(values[0]); err != nil {
 			return err
 		}
 		r.Stamp, r.Incomplete, r.Fed, l.position = record.stamp, record.incomplete, record.fed, record.position
 	}
-	err = r.source.Scan(segmentKey(shard, 0)[:3], func(key, value []byte) error {
+	if err := r.loadSegments(); err != nil {
+		return err
+	}
+	if err := r.loadChunks(); err != nil {
+		return err
+	}
+	segments, chunks := len(l.segments.order), len(l.blocks.stored)
+	if record.counted && (segments != int(record.segments) || chunks != int(record.chunks)) {
+		return fmt.Errorf("the store has %d segments and %d chunks of stored regions, the lane record says %d and %d: %w",
+			segments, chunks, record.segments, record.chunks, ErrNotThis)
+	}
+	return nil
+}
+
+func (r *Recovery) loadSegments() error {
+	table := r.Lane.segments
+	err := r.source.Scan(segmentKey(r.Lane.cfg.ID.Shard, 0)[:3], func(key, value []byte) error {
 		s, err := decodeSegment(binary.BigEndian.Uint32(key[3:]), value)
 		if err != nil {
 			return err
 		}
 		s.state = segmentSealed
-		l.segments.byIndex[s.index] = s
-		l.segments.order = append(l.segments.order, s)
-		l.segments.live += int64(s.live)
-		l.segments.noteHollow(s)
+		table.byIndex[s.index] = s
+		table.order = append(table.order, s)
+		table.live += int64(s.live)
+		table.noteHollow(s)
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	slices.SortFunc(l.segments.order, func(a, b *segmentInfo) int { return int(int64(a.life) - int64(b.life)) })
-	return r.source.Scan(chunkKey(shard, 0)[:3], func(key, value []byte) error {
+	slices.SortFunc(table.order, func(a, b *segmentInfo) int { return int(int64(a.life) - int64(b.life)) })
+	return err
+}
+
+func (r *Recovery) loadChunks() error {
+	return r.source.Scan(chunkKey(r.Lane.cfg.ID.Shard, 0)[:3], func(key, value []byte) error {
 		c := new(regionChunk)
 		if len(value) != len(c.bits)*8 {
 			return fmt.Errorf("set of stored regions: %d bytes: %w", len(value), ErrNotThis)
@@ -209,7 +226,7 @@ func (r *Recovery) loadCheckpoint() error {
 		for i := range c.bits {
 			c.bits[i] = binary.LittleEndian.Uint64(value[8*i:])
 		}
-		l.blocks.stored[binary.BigEndian.Uint32(key[3:])] = c
+		r.Lane.blocks.stored[binary.BigEndian.Uint32(key[3:])] = c
 		return nil
 	})
 }

@@ -1,9 +1,11 @@
 package replica
 
 import (
+	"errors"
 	"fmt"
 
 	"trivet/journal"
+	"trivet/meta"
 )
 
 // RunIO carries out an append, a sync or a close.
@@ -42,7 +44,7 @@ func (s *Slot) RunPrepare(p *journal.Prepare) {
 // RunLoad reads map pages.
 func (s *Slot) RunLoad(l *journal.Load) {
 	if l.Values, l.Err = s.Load(l.Keys); l.Err != nil {
-		l.Err = fmt.Errorf("slot %d: %w", s.ID, l.Err)
+		l.Err = fmt.Errorf("slot %d: %w", s.ID, unbelieved(l.Err))
 	}
 	l.Done()
 }
@@ -50,9 +52,18 @@ func (s *Slot) RunLoad(l *journal.Load) {
 // RunCommit stores a checkpoint.
 func (s *Slot) RunCommit(c *journal.Commit) {
 	if c.Err = s.commit(c.Pairs); c.Err != nil {
-		c.Err = fmt.Errorf("slot %d: %w", s.ID, c.Err)
+		c.Err = fmt.Errorf("slot %d: %w", s.ID, unbelieved(c.Err))
 	}
 	c.Done()
+}
+
+// unbelieved makes an error that says that the store cannot be trusted one that a
+// lane knows as such: it gives up at once, for asking again does not help.
+func unbelieved(err error) error {
+	if errors.Is(err, meta.ErrCorrupt) && !errors.Is(err, journal.ErrNotThis) {
+		return fmt.Errorf("%w: %w", journal.ErrNotThis, err)
+	}
+	return err
 }
 
 // Recycle returns segments to the pool. It tells whether RunPrune is due after a
