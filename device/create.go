@@ -137,10 +137,9 @@ func (d *Device) replaceSlot(dir string, super *journal.Superblock) (*replica.Sl
 		}
 	}
 	if old != nil || lost {
-		if err := setAside(dir); err != nil {
+		if err := d.setAside(int(super.Slot), dir); err != nil {
 			return nil, err
 		}
-		d.events.note(int(super.Slot), "what was in "+dir+" is set aside there", nil)
 	}
 	s, err := d.makeSlot(dir, super)
 	if err == nil {

@@ -41,6 +41,7 @@ type Device struct {
 	membership *replica.Membership
 	slotsMu    sync.Mutex        // guards engines, and of the group Slots, Absent and Generation; held for no I/O
 	engines    []*replica.Engine // by slot; nil for one of which nothing is open
+	asides     []Aside           // what was set aside; of the last survey; guarded by slotsMu
 	returns    returns
 	arena      *arena.Arena
 	memory     *cache.Memory
@@ -98,6 +99,9 @@ func (d *Device) now() time.Duration { return time.Since(d.epoch) + 1 }
 // slotFaulted decides what becomes of a slot whose lane was lost or stands
 // still, and tells every shard.
 func (d *Device) slotFaulted(slot int, lost bool, err error) {
+	if replica.Unbelievable(err) {
+		d.returns.doubt(slot, err)
+	}
 	if !d.membership.Report(slot, lost) {
 		if !lost {
 			d.events.note(slot, "slot is slow, but cannot be spared", err)

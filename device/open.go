@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"reflect"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -155,7 +153,7 @@ func (d *Device) openSlots(ctx context.Context) (err error) {
 		},
 		SetAside: func(ids []int, _ []error) error {
 			for _, id := range ids {
-				if err := setAside(l.dirs[id]); err != nil {
+				if err := d.blank(id); err != nil {
 					return err
 				}
 			}
@@ -218,33 +216,6 @@ func (d *Device) keepRecord() error {
 		return fmt.Errorf("record the volume: %w", err)
 	}
 	d.layout.record = r
-	return nil
-}
-
-// setAside moves what a slot's directory holds into a directory of its own
-// there, so that nothing is lost and the slot is blank. The superblock goes
-// first: when the rest is cut short, the next start finds it lost.
-func setAside(dir string) error {
-	aside := filepath.Join(dir, replica.AsidePrefix+time.Now().UTC().Format("20060102T150405.000000000"))
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	names := []string{journal.SuperblockFile}
-	for _, e := range entries {
-		if name := e.Name(); name != journal.SuperblockFile && name != "lost+found" && !strings.HasPrefix(name, replica.AsidePrefix) {
-			names = append(names, name)
-		}
-	}
-	if err := os.Mkdir(aside, 0o700); err != nil {
-		return err
-	}
-	for _, name := range names {
-		err := os.Rename(filepath.Join(dir, name), filepath.Join(aside, name))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
 	return nil
 }
 

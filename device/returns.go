@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -44,6 +45,10 @@ type returns struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	ended  chan struct{} // closed by the goroutine
+
+	// doubts are, by slot, why what it holds cannot be believed; nil: it can. Set by
+	// whoever finds that out, taken away by the goroutine.
+	doubts [journal.MaxSlots]atomic.Pointer[error]
 
 	absent  []absentSlot       // by ID; the goroutine's, as is what follows
 	highest journal.Generation // tried
@@ -103,10 +108,14 @@ func (r *returns) notify() {
 	}
 }
 
+// doubt notes that what a slot holds cannot be believed.
+func (r *returns) doubt(slot int, why error) { r.doubts[slot].CompareAndSwap(nil, &why) }
+
 // look tries the slots that are due, and returns after how long to look again: 0
 // when every slot is live, or nothing can be done any more.
 func (r *returns) look() (next time.Duration) {
 	d := r.device
+	d.survey()
 	if d.stopped.Load() != nil || d.group.Replicas == 1 {
 		return 0
 	}
@@ -163,6 +172,10 @@ func (r *returns) bring(slot int) error {
 	r.highest++
 	volume := r.volume(slot)
 	if err := volume.Return(slot, r.highest); err != nil {
+		var content *replica.ContentError
+		if errors.As(err, &content) {
+			r.doubt(slot, content)
+		}
 		return err
 	}
 	d.slotsMu.Lock()
@@ -263,7 +276,18 @@ func (r *returns) reopenSlot(slot int) (*replica.Slot, error) {
 	if err := d.group.RoomToReturn(files); err != nil {
 		return nil, err
 	}
-	return d.openSlot(slot, d.layout)
+	if why := r.doubts[slot].Load(); why != nil {
+		if err := r.blank(slot, *why); err != nil {
+			return nil, err
+		}
+		r.doubts[slot].Store(nil)
+		d.survey()
+	}
+	s, err := d.openSlot(slot, d.layout)
+	if replica.Unbelievable(err) {
+		r.doubt(slot, err)
+	}
+	return s, err
 }
 
 // liveSlots are the slots that take part.

@@ -86,7 +86,12 @@ func TestPageMissedAtOnce(t *testing.T) {
 			return meta.ErrCorrupt
 		},
 		"rotten commit": func(w *world, l *testLane, _ string) error {
-			l.store.Inject(func(op meta.Op) error { return fmt.Errorf("%w: %w", ErrNotThis, meta.ErrCorrupt) })
+			l.store.Inject(func(op meta.Op) error {
+				if op != meta.OpCommit {
+					return nil
+				}
+				return fmt.Errorf("%w: %w", ErrNotThis, meta.ErrCorrupt)
+			})
 			w.add(KindWrite, 0, 1)
 			l.lane.RequestCheckpoint()
 			w.idle()

@@ -92,6 +92,9 @@ func StartHelper(opt HelperOptions) (Store, error) {
 		return nil, err
 	}
 	first, err := openSession(context.Background(), opt)
+	if errors.Is(err, ErrCorrupt) && !refused(err) {
+		first, err = openSession(context.Background(), opt)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -255,12 +258,16 @@ func (r *remote) restart(failures *int, cause error) (*session, error) {
 			return s, nil
 		}
 		cause = err
-		if errors.Is(err, ErrCorrupt) {
+		if refused(err) {
 			break
 		}
 	}
 	return nil, fmt.Errorf("%w after %d restarts: %w", ErrFailed, *failures, cause)
 }
+
+// refused reports whether a store was refused by what it holds. A helper that died
+// opening it may have died of something else.
+func refused(err error) bool { return errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrUnavailable) }
 
 // close waits for the calls under way, which their deadlines bound, asks the
 // helper to close its store, and sees it off.

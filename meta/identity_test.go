@@ -39,8 +39,8 @@ func grow(t *testing.T, p place, x Expect, from, to uint64) {
 	closeStore(t, s)
 }
 
-// refused opens a store that is not the one expected.
-func refused(t *testing.T, p place, x Expect, what string) {
+// mustRefuse opens a store that is not the one expected.
+func mustRefuse(t *testing.T, p place, x Expect, what string) {
 	t.Helper()
 	s, err := p.open(x)
 	if err == nil {
@@ -55,7 +55,7 @@ func refused(t *testing.T, p place, x Expect, what string) {
 // nor made in silence (hazard 28).
 func TestStoreIdentity(t *testing.T) {
 	eachPlace(t, func(t *testing.T, p place) {
-		refused(t, p, Expect{Owner: ours}, "an empty place")
+		mustRefuse(t, p, Expect{Owner: ours}, "an empty place")
 		if all, ok := p.look().(files); ok && len(all) > 0 {
 			t.Errorf("what was refused was made: %v", all)
 		}
@@ -65,13 +65,13 @@ func TestStoreIdentity(t *testing.T) {
 		grow(t, p, mine(3), 4, 6)
 		newest := p.look()
 		grow(t, p, mine(6), 7, 6)
-		refused(t, p, Expect{Owner: Owner{9}}, "another owner's store")
-		refused(t, p, Expect{Owner: Owner{9}, Create: true}, "another owner's store, when one may be made")
+		mustRefuse(t, p, Expect{Owner: Owner{9}}, "another owner's store")
+		mustRefuse(t, p, Expect{Owner: Owner{9}, Create: true}, "another owner's store, when one may be made")
 		grow(t, p, mine(6), 7, 6) // and is as it was
 		p.put(older)
-		refused(t, p, mine(6), "an older copy")
+		mustRefuse(t, p, mine(6), "an older copy")
 		p.put(nil)
-		refused(t, p, mine(6), "a store that was removed")
+		mustRefuse(t, p, mine(6), "a store that was removed")
 		p.put(newest)
 		grow(t, p, mine(6), 7, 7)
 	})

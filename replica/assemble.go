@@ -7,7 +7,6 @@ import (
 
 	"trivet/arena"
 	"trivet/journal"
-	"trivet/meta"
 )
 
 // Assembly puts a volume's slots and its arena together when it is opened. A
@@ -144,11 +143,8 @@ func (a *Assembly) rename(slots []*Slot) error {
 // any more whose it is.
 func unbelievable(g *Group) (slots []int) {
 	for i, err := range g.Absent {
-		for _, why := range []error{meta.ErrCorrupt, journal.ErrNotThis, journal.ErrDamaged} {
-			if errors.Is(err, why) && !errors.Is(err, journal.ErrNoSuperblock) && g.Replicas > 1 {
-				slots = append(slots, i)
-				break
-			}
+		if Unbelievable(err) && g.Replicas > 1 {
+			slots = append(slots, i)
 		}
 	}
 	return slots

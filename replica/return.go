@@ -26,11 +26,19 @@ func (g Geometry) RoomToReturn(files disk.FS) error {
 // Reopen recovers the lanes of a slot that comes back while its peers serve, and
 // stores that they count for nothing until they are complete. known tells, by
 // shard, whether all that the lane lacks was written since the slot was dropped.
-// After an error the caller closes the slot.
+// After an error, a ContentError if what the slot holds is at fault, the caller closes
+// the slot.
 func (g *Group) Reopen(s *Slot) (lanes []*journal.Recovery, known []bool, err error) {
 	if err := g.welcomes(s); err != nil {
 		return nil, nil, err
 	}
+	if lanes, known, err = g.reopen(s); Unbelievable(err) {
+		err = &ContentError{err}
+	}
+	return lanes, known, err
+}
+
+func (g *Group) reopen(s *Slot) (lanes []*journal.Recovery, known []bool, err error) {
 	i := int(s.ID)
 	alone := &Group{Geometry: g.Geometry, Generation: g.Generation, Slots: make([]*Slot, g.Replicas), Absent: make([]error, g.Replicas), opt: g.opt}
 	alone.Slots[i] = s

@@ -139,7 +139,7 @@ type storeWorld struct {
 func newStoreWorld(t *testing.T) *storeWorld {
 	w := &storeWorld{t: t, disk: disk.Memory(1, disk.MemoryOptions{}), store: new(meta.Memory), script: storeScript{at: 1 << 30}}
 	g := Geometry{Name: "test", SizeBytes: 64 << 20, Replicas: 1, Shards: 2, SegmentBlocks: 1024}
-	s, _, err := OpenSlot(w.disk, 0, "test", g)
+	s, _, err := openSlot(w.disk, 0, g)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -110,6 +110,7 @@ func (p *pkg) at(n ast.Node, format string, args ...any) string {
 var never = map[string][]string{
 	"inject":     {"disk", "meta", "journal", "replica", "shard", "reclaim", "device", "control"},
 	"disk":       {"meta", "journal", "replica", "shard", "reclaim", "device", "control"},
+	"aside":      {"disk", "meta", "journal", "replica", "shard", "reclaim", "device", "control"},
 	"meta":       {"journal", "replica", "shard", "reclaim", "device", "control"},
 	"journal":    {"replica", "shard", "reclaim", "device", "control"},
 	"replica":    {"shard", "device", "control"},
