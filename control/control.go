@@ -84,6 +84,7 @@ type Status struct {
 	Inflight      int       `json:"inflight_requests"`
 	Connections   int       `json:"connections"` // of NBD clients
 	Slots         []Slot    `json:"slots"`
+	Asides        []Aside   `json:"asides,omitempty"`
 	Counters      Counters  `json:"counters"`
 	Latencies     []Latency `json:"latencies,omitempty"`
 	Arena         Arena     `json:"arena"`
@@ -117,6 +118,14 @@ type Slot struct {
 	MissingRegions     int         `json:"missing_regions"`     // still to be copied by a resync
 	CheckpointSequence uint64      `json:"checkpoint_sequence"` // of the last one that is durable
 	Errors             []SlotError `json:"errors,omitempty"`
+}
+
+// Aside is something that the volume could no longer use, and keeps until it is
+// removed.
+type Aside struct {
+	Slot      int    `json:"slot"` // -1: an arena
+	Path      string `json:"path"`
+	SizeBytes uint64 `json:"size_bytes"` // that it takes on its disk
 }
 
 // SlotError counts the errors of one kind on one slot.

@@ -64,6 +64,8 @@ var (
 	slotLagDesc           = desc("slot_durable_lag_bytes", "Appended, not yet synced on the slot.", "slot")
 	slotMissingDesc       = desc("slot_missing_regions", "Regions that a resync still has to copy.", "slot")
 	slotCheckpointDesc    = desc("slot_checkpoint_sequence", "Sequence number of the slot's last durable checkpoint.", "slot")
+	asidesDesc            = desc("asides", "What was set aside and is kept until it is removed; of the slot, or of arenas.", "of")
+	asideBytesDesc        = desc("aside_bytes", "What that takes on its disk.", "of")
 	slotErrorsDesc        = desc("slot_errors_total", "Errors on the slot.", "slot", "op", "errno")
 )
 
@@ -80,7 +82,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	m.memory(s)
 	for _, slot := range s.Slots {
 		m.slot(slot)
+		m.asides(s.Asides, slot.ID, strconv.Itoa(slot.ID))
 	}
+	m.asides(s.Asides, -1, "arena")
 }
 
 // emitter shortens the sending of constant metrics.
@@ -159,6 +163,18 @@ func (m emitter) slot(s Slot) {
 	for _, e := range s.Errors {
 		m.counter(slotErrorsDesc, e.Count, id, e.Op, e.Errno)
 	}
+}
+
+func (m emitter) asides(all []Aside, slot int, of string) {
+	count, sizeBytes := 0, uint64(0)
+	for _, a := range all {
+		if a.Slot == slot {
+			count++
+			sizeBytes += a.SizeBytes
+		}
+	}
+	m.gauge(asidesDesc, float64(count), of)
+	m.gauge(asideBytesDesc, float64(sizeBytes), of)
 }
 
 func oneIf(condition bool) float64 {

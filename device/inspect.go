@@ -23,6 +23,7 @@ type Snapshot struct {
 	Pressure   int
 	Lagging    bool
 	Slots      []SlotSnapshot
+	Asides     []Aside // what was set aside, as it was a while ago
 	Counters   shard.Counters
 	Latencies  []Latency // by Op; of kinds that there were none of lately, none
 	ArenaKind  string
@@ -80,6 +81,9 @@ func (d *Device) addSlots(s *Snapshot) {
 	d.slotsMu.Lock()
 	defer d.slotsMu.Unlock()
 	s.Generation = d.group.Generation
+	if s.Asides = d.asides; len(s.Asides) > 0 {
+		d.returns.notify() // who looks again sees what was removed meanwhile
+	}
 	for i := range d.group.Replicas {
 		slot := SlotSnapshot{ID: i, Where: d.layout.dirs[i], Live: live[i], Reason: d.group.Absent[i]}
 		if e := d.engines[i]; e != nil {

@@ -30,6 +30,8 @@ type BadgerOptions struct {
 	// milliseconds then. Default 15 s; negative for never. A store in this
 	// process never rests.
 	RestAfter time.Duration
+	// synced, when set, is told of each directory that was synced; for tests.
+	synced func(dir string)
 	// Log receives Badger's warnings and errors, thinned out. Default stderr.
 	Log io.Writer
 }

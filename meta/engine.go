@@ -237,7 +237,7 @@ func (e *engine) begun() error {
 		return fmt.Errorf("begin a store: %w", err)
 	}
 	for _, dir := range []string{e.badgerDir(), e.dir, filepath.Dir(e.dir)} {
-		if err := syncDir(dir); err != nil {
+		if err := e.syncDir(dir); err != nil {
 			return err
 		}
 	}
@@ -568,7 +568,7 @@ func (e *engine) syncDirectories() error {
 		return err
 	}
 	for _, dir := range []string{e.badgerDir(), e.dir} {
-		if err := syncDir(dir); err != nil {
+		if err := e.syncDir(dir); err != nil {
 			return err
 		}
 	}
@@ -576,7 +576,11 @@ func (e *engine) syncDirectories() error {
 	return nil
 }
 
-func syncDir(dir string) error {
+// syncDir makes the entries of a directory durable.
+func (e *engine) syncDir(dir string) error {
+	if e.opt.synced != nil {
+		defer e.opt.synced(dir)
+	}
 	file, err := os.Open(dir)
 	if err != nil {
 		return fmt.Errorf("sync directory: %w", err)

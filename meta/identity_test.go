@@ -306,3 +306,25 @@ func TestRedoOfAnother(t *testing.T) {
 		})
 	}
 }
+
+// TestMadeDurable: a store that is made is durable, its directory's entry in the slot's
+// included, before it is open: the superblock relies on that from its first commit on.
+func TestMadeDurable(t *testing.T) {
+	slot := t.TempDir()
+	dir := filepath.Join(slot, "meta")
+	synced := make(map[string]bool)
+	opt := testBadger
+	opt.synced = func(dir string) {
+		if _, err := os.Stat(filepath.Join(slot, "meta", "badger", badger.ManifestFilename)); err == nil {
+			synced[dir] = true
+		}
+	}
+	s, err := OpenBadger(dir, opt)
+	must(t, err)
+	defer closeStore(t, s)
+	for _, dir := range []string{slot, dir, filepath.Join(dir, "badger")} {
+		if !synced[dir] {
+			t.Errorf("%s was not synced", dir)
+		}
+	}
+}

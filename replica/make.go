@@ -119,6 +119,16 @@ func absent(files disk.FS) error {
 	return nil
 }
 
+// HoldsSlot reports whether a directory is a slot's: it has a superblock, or had one.
+func HoldsSlot(dir string) bool {
+	files, err := disk.Real(dir, disk.Options{})
+	if err != nil {
+		return false
+	}
+	super, err := Inspect(files)
+	return super != nil || errors.Is(err, journal.ErrNoSuperblock)
+}
+
 func readSuperblock(files disk.FS) (*journal.Superblock, error) {
 	f, err := files.Open(journal.SuperblockFile)
 	if err != nil {

@@ -59,7 +59,7 @@ func newRootCommand() *cobra.Command {
 		&cobra.Group{ID: "watch", Title: "Watch and break a running server:"},
 		&cobra.Group{ID: "later", Title: "Not in this build:"},
 	)
-	addGrouped(root, "serve", newServeCommand(), newCheckCommand())
+	addGrouped(root, "serve", newServeCommand(), newCheckCommand(), newAsideCommand())
 	addGrouped(root, "watch", newStatusCommand(), newTopCommand(), newInflightCommand(),
 		newEventsCommand(), newFaultsCommand(), newFaultCommand(), newSlotCommand())
 	addGrouped(root, "later", plannedCommands()...)

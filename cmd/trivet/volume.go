@@ -114,6 +114,9 @@ func (v volume) Status() control.Status {
 		}
 		out.Slots = append(out.Slots, slotStatus(slot, s.Errors))
 	}
+	for _, a := range s.Asides {
+		out.Asides = append(out.Asides, control.Aside{Slot: a.Slot, Path: a.Path, SizeBytes: uint64(a.SizeBytes)})
+	}
 	if s.Stopped != nil {
 		out.State, out.Reason = control.Stopped, s.Stopped.Error()
 	}

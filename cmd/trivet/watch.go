@@ -141,6 +141,9 @@ func printStatus(out io.Writer, s control.Status) {
 	for _, line := range append(spaceLines(s), slotLines(s)...) {
 		fmt.Fprintln(out, line)
 	}
+	for _, a := range s.Asides {
+		fmt.Fprintf(out, "aside     %s: %s; 'trivet aside rm PATH' removes it\n", a.Path, formatSize(a.SizeBytes))
+	}
 	fmt.Fprintln(out, memoryLine(s))
 	for _, check := range s.Process {
 		fmt.Fprintf(out, "process   %-12s %s\n", check.Name, checkText(check))
