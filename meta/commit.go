@@ -2,6 +2,7 @@ package meta
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"github.com/dgraph-io/badger/v4"
@@ -150,6 +151,51 @@ func (e *engine) title(name Commit) redoTitle {
 // store its owner.
 func (e *engine) after(name Commit) state {
 	return state{Identity: Identity{Owner: e.opt.Expect.owner(e.state.Identity), Last: name}}
+}
+
+// finishRedo applies a commit that became durable in the redo file, and empties
+// the file durably, so that nothing of it can come back.
+func (e *engine) finishRedo() error {
+	title, err := e.redo.verify()
+	whole := err == nil
+	switch {
+	case err != nil && !errors.Is(err, errNoRedo):
+		return err
+	case e.state.applying != (Commit{}) && (!whole || title.commit != e.state.applying):
+		return fmt.Errorf("commit %v is half applied and its redo file lost (%v, %v): %w",
+			e.state.applying, title.commit, err, ErrCorrupt)
+	case whole && !e.applied(title):
+		if err := e.fitting(title); err != nil {
+			return err
+		}
+		if err := e.applyRedo(title.commit, func() {}); err != nil {
+			return err
+		}
+	}
+	if err := e.redo.clear(); err != nil {
+		return err
+	}
+	return e.redo.sync()
+}
+
+// applied reports whether the store has the commit of a redo file, which need not
+// have been emptied durably.
+func (e *engine) applied(title redoTitle) bool {
+	return title.commit == e.state.Last || title.commit.Sequence < e.state.Last.Sequence
+}
+
+// fitting refuses the redo file of another store, or of another day of this one.
+func (e *engine) fitting(title redoTitle) error {
+	x, id := &e.opt.Expect, e.state.Identity
+	switch {
+	case title.older && id.Unnamed():
+		return nil
+	case title.older || title.owner != x.owner(id):
+		return fmt.Errorf("the redo file is of a store of %v, this one belongs to %v: %w", title.owner, x.owner(id), ErrCorrupt)
+	case title.before != id.Last:
+		return fmt.Errorf("the redo file's commit %v follows %v, the store is at %v: %w", title.commit, title.before, id.Last, ErrCorrupt)
+	}
+	return nil
 }
 
 // transaction is one Badger transaction, durable when commit returns. A batch

@@ -94,14 +94,11 @@ func TestRestartMeetsAnother(t *testing.T) {
 				grow(t, q, Expect{Owner: Owner{9}, Create: true}, 1, 5)
 				grow(t, p, testBadger.Expect, 1, 4)
 				older := p.look()
-				s, err := p.open(Expect{Owner: ours, Verify: func(id Identity) error {
+				mustRefuse(t, p, Expect{Owner: ours, Verify: func(id Identity) error {
 					return errors.Join(exactly(identityAt(4))(id), exactly(identityAt(5))(id)) // refuses all
-				}})
-				if err == nil {
-					t.Fatal("what Verify refuses is opened")
-				}
+				}}, "what Verify refuses")
 				last := uint64(4)
-				s, err = p.open(Expect{Owner: ours, Verify: func(id Identity) error { return exactly(identityAt(last))(id) }})
+				s, err := p.open(Expect{Owner: ours, Verify: func(id Identity) error { return exactly(identityAt(last))(id) }})
 				if err != nil {
 					t.Fatal(err)
 				}
