@@ -132,7 +132,7 @@ func (g *Group) checkLives() error {
 		switch other := s.super.History.Last(); {
 		case anchor.super.History.Knows(other.GenerationID):
 			return
-		case other.Number > last.Number && g.opt.Survivor == 0:
+		case other.Number > last.Number && anchor != g.survivor():
 			ahead = errors.Join(ahead, fmt.Errorf("slot %d took part in generation %v, of which slot %d, at generation %v, knows nothing", i, other.GenerationID, anchor.ID, last.GenerationID))
 		default:
 			g.exclude(i, fmt.Errorf("slot %d in %s took part in generation %v, of which slot %d knows nothing: %w", i, s.Where, other.GenerationID, anchor.ID, ErrOtherLife))
@@ -145,12 +145,10 @@ func (g *Group) checkLives() error {
 	return nil
 }
 
-// anchor returns the slot whose life counts: the operator's choice, or the one
-// that knows of most others, and among those the latest.
+// anchor returns the slot whose life counts: the one that knows of most others, and
+// among those the latest; or the operator's choice, if that is not enough for a
+// quorum of which the choice is one.
 func (g *Group) anchor() (best *Slot) {
-	if i := g.opt.Survivor - 1; i >= 0 && i < len(g.Slots) && g.Slots[i] != nil {
-		return g.Slots[i]
-	}
 	most := 0
 	g.each(func(_ int, s *Slot) {
 		known := 0
@@ -163,22 +161,52 @@ func (g *Group) anchor() (best *Slot) {
 			best, most = s, known
 		}
 	})
-	return best
+	choice := g.survivor()
+	if choice == nil || best != nil && g.isEnough(best, choice) {
+		return best
+	}
+	return choice
+}
+
+// survivor returns the operator's choice, nil for none.
+func (g *Group) survivor() *Slot {
+	if i := g.opt.Survivor - 1; i >= 0 && i < len(g.Slots) {
+		return g.Slots[i]
+	}
+	return nil
+}
+
+// isEnough reports whether the life of a slot has a quorum of slots that lack
+// nothing, and one of them is the operator's choice.
+func (g *Group) isEnough(anchor, choice *Slot) bool {
+	n, chosen := 0, false
+	g.each(func(_ int, s *Slot) {
+		if s.blank() || !anchor.super.History.Knows(s.super.History.Last().GenerationID) || g.startedMore(s) > 0 {
+			return
+		}
+		n, chosen = n+1, chosen || s == choice
+	})
+	return chosen && n >= g.Quorum()
+}
+
+// startedMore returns the generation that a peer knows a slot to have started, if
+// that is behind it; else 0.
+func (g *Group) startedMore(s *Slot) (had journal.Generation) {
+	g.each(func(_ int, peer *Slot) { had = max(had, peer.super.History.Behind(s.ID)) })
+	if s.super.Filling != 0 || had <= s.Started() {
+		return 0 // of one that is being filled, what it was is given up
+	}
+	return had
 }
 
 // checkAge marks the slots that are behind a generation which a peer knows them
 // to have started. They hold less than they did, and are filled like blank ones.
 func (g *Group) checkAge() {
 	g.each(func(i int, s *Slot) {
-		if i == g.opt.Survivor-1 || s.super.Filling != 0 {
-			return // what it was is given up
+		if had := g.startedMore(s); had > 0 && i != g.opt.Survivor-1 {
+			g.wentBack[i] = true
+			g.opt.Log(i, fmt.Sprintf("slot is at generation %d, and had started %d", s.Started(), had), ErrWentBack)
 		}
-		g.each(func(_ int, peer *Slot) {
-			if had := peer.super.History.Behind(s.ID); had > s.Started() && !g.wentBack[i] {
-				g.wentBack[i] = true
-				g.opt.Log(i, fmt.Sprintf("slot is at generation %d, and had started %d", s.Started(), had), ErrWentBack)
-			}
-		})
 	})
 }
 

@@ -147,6 +147,15 @@ func TestIdentify(t *testing.T) {
 		"hazard 36: the same, and an operator names the life that counts": {
 			slots: [3]life{{history: "5a 6b"}, {history: "5a 7c"}, {history: "5a 6b"}}, opt: Options{Survivor: 1}, left: "1", why: ErrOtherLife,
 		},
+		"an operator's choice that is not needed: its life went on with the others": {
+			slots: [3]life{{history: "5a:012"}, {history: "5a:012 6b:12"}, {history: "5a:012 6b:12"}}, opt: Options{Survivor: 1},
+		},
+		"an operator's choice against the majority": {
+			slots: [3]life{{history: "5a 6b"}, {history: "5a 6c"}, {history: "5a 6c"}}, opt: Options{Survivor: 1}, left: "12", why: ErrOtherLife,
+		},
+		"an operator's choice of what went back": {
+			slots: [3]life{{history: "5a:012 9d:012"}, {history: "5a:012"}, {absent: true}}, opt: Options{Survivor: 2}, left: "0", why: ErrOtherLife,
+		},
 		"hazard 36: two slots of a backup, and the one that outlived it": {
 			slots: [3]life{{history: "5a 9d:012"}, {history: "5a:012"}, {history: "5a:012"}}, back: "12",
 		},

@@ -56,6 +56,9 @@ func (s *server) makeSlot(super *journal.Superblock) (*replica.Slot, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := w.legs[i].store.Open(rep.Expect()); err != nil {
+		return nil, errors.Join(err, rep.Close())
+	}
 	rep.Attach(w.legs[i].store)
 	w.cover["slots replaced"]++
 	return rep, nil
@@ -114,7 +117,9 @@ func (w *world) heal() {
 			return
 		}
 		if s.back == nil || s.back.ended {
+			old := s.back
 			s.startComeback(missing)
+			s.back.anew = old != nil && (errors.Is(old.err, replica.ErrRetired) || errors.Is(old.err, replica.ErrOtherLife))
 		}
 		w.drainUntil(func() bool { return s.back.ended }, "a slot neither comes back nor fails")
 	}

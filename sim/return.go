@@ -23,6 +23,8 @@ type comeback struct {
 	yield     func(struct{}) bool
 	runnable  bool
 	cancelled bool // the volume is being closed
+	anew      bool // an operator has the slot replaced first
+	err       error
 	ended     bool
 	refreshes int    // parts under way
 	room      func() // waits for room in the arena
@@ -106,7 +108,7 @@ func (c *comeback) run() {
 	if c.cancelled || !s.idle(c.slot) {
 		return
 	}
-	if w.isLost(c.slot) {
+	if c.anew || w.isLost(c.slot) {
 		if err := c.replace(); err != nil {
 			w.cover["returns that failed"]++
 			return
@@ -114,6 +116,7 @@ func (c *comeback) run() {
 	}
 	w.generation = max(w.generation, s.group.Generation) + 1
 	err := c.volume().Return(c.slot, w.generation)
+	c.err = err
 	w.trace("slot %d has come back: %v", c.slot, err)
 	if err == nil {
 		s.group.Generation, s.group.Absent[c.slot] = w.generation, nil

@@ -97,7 +97,8 @@ func (s *server) assemble(missing int) (err error) {
 		Replicas: journal.MaxSlots,
 		Options: replica.Options{
 			CheckpointBytes: w.cfg.checkpointBytes, MapBytes: w.cfg.mapBytes, Policy: w.cfg.policy, Log: w.note,
-			Draw: w.draw, MakeSlot: s.makeSlot, Replace: w.drawReplace(missing),
+			Draw: w.draw, MakeSlot: s.makeSlot, Replace: w.drawReplace(missing) | w.replacing,
+			Survivor: w.survivor, Known: replica.Known{Members: w.members},
 		},
 		OpenSlot: func(i int) (*replica.Slot, error) {
 			if i == missing {
@@ -110,8 +111,11 @@ func (s *server) assemble(missing int) (err error) {
 		SetAside:  s.setAside,
 		OpenArena: s.openArena,
 		ArenaAside: func(_ replica.Geometry, why error) error {
-			w.fail("the arena cannot be used: %v", why)
-			return nil
+			if w.line == nil {
+				w.fail("the arena cannot be used: %v", why)
+			}
+			w.cover["arenas set aside"]++
+			return os.Remove(w.dir + "/" + arena.FileName(w.geometry.Volume))
 		},
 	}
 	if s.group, s.held, err = assembly.Open(context.Background()); err != nil {
@@ -124,7 +128,7 @@ func (s *server) assemble(missing int) (err error) {
 			n++
 		}
 	}
-	if n > 0 && n < s.group.Quorum() {
+	if n > 0 && n < s.group.Quorum() && w.line == nil { // else an operator may have said so
 		w.fail("opened with %d slots that ever took part", n)
 	}
 	for _, records := range s.held.Records {
@@ -208,6 +212,7 @@ func (s *server) activate() error {
 	if err := g.Start(); err != nil {
 		return err
 	}
+	w.members = g.Members
 	live := make([]bool, g.Replicas)
 	s.slots = make([]*slot, g.Replicas)
 	slots := make([]shard.Slot, g.Replicas)

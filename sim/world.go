@@ -51,8 +51,12 @@ type world struct {
 	draining    bool
 	started     bool // the volume was opened once
 	calm        bool // nothing happens while the volume is opened
-	stopped     bool // somebody was told that the device has stopped, in this life
-	fuse        int  // crossings until the process is killed; 0: none
+	survivor    int  // see replica.Options
+	replacing   uint8
+	members     journal.Members // as the volume's record has them
+	line        *line           // the life of the volume; for mistakes
+	stopped     bool            // somebody was told that the device has stopped, in this life
+	fuse        int             // crossings until the process is killed; 0: none
 	trouble     [journal.MaxSlots]bool
 	failingMeta bool               // calls of a metadata store may fail
 	generation  journal.Generation // the highest that a slot has come back with
