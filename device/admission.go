@@ -17,6 +17,8 @@ var (
 	errDoor     = errors.New("no room in the arena")
 	errLogSpace = fmt.Errorf("%w: no log space was reclaimed before the deadline", ErrNoSpace)
 	errLag      = errors.New("the map is not stored as fast as it changes")
+	// errWithdrawn: nobody waits for it any more.
+	errWithdrawn = errors.New("the client has hung up")
 )
 
 // The pace at which writes enter a shard whose log is short of space. It is by
@@ -48,6 +50,8 @@ type supply interface {
 	// take gets the part's pages of the arena, all or none. It leaves the last
 	// few to ranges and repairs.
 	take(p *part) bool
+	// ask finds out whether the client who sent the part is still there.
+	ask(p *part) Presence
 }
 
 // ticket says what a part needs at the door.
@@ -63,6 +67,11 @@ type ticket struct {
 // at a gate the clients do; what a client has there enters in the order of its
 // requests. No decision looks at more than one part of a client, or waits for
 // one thing while holding another: a part gets log space and pages at once.
+//
+// Nobody passes an older part that overlaps, whoever sent that one and whatever
+// kind it is of; see order. And nobody is let in whose client has hung up: it is
+// asked when the part's turn comes, while those that overlap still wait for it.
+// So what a client sent before it hung up cannot land on what was written since.
 type line struct {
 	supply  supply
 	reserve int    // how many pages take leaves to ranges
@@ -77,6 +86,8 @@ type line struct {
 	passed  int
 
 	soonest time.Duration // no part's deadline is earlier
+
+	order order // who must not be overtaken by whom
 }
 
 // gate is where parts of one kind enter one shard.
@@ -103,7 +114,7 @@ type flow struct {
 }
 
 func newLine(shards, reserve int, s supply) line {
-	l := line{supply: s, reserve: reserve, gates: make([]gate, 2*shards)}
+	l := line{supply: s, reserve: reserve, gates: make([]gate, 2*shards), order: newOrder()}
 	for i := range shards {
 		log := new(logSpace)
 		l.gates[2*i] = gate{shard: i, log: log}
@@ -123,7 +134,8 @@ func (l *line) gate(t ticket) *gate {
 // wait, behind others, for log space, or for pages.
 func (l *line) enter(now time.Duration, p *part) bool {
 	g := l.gate(p.ticket)
-	if len(g.flows) > 0 || g.opens(now, l.supply.pressure(g.shard)) > now || !l.mayTake(g) || !l.supply.take(p) {
+	if len(g.flows) > 0 || g.opens(now, l.supply.pressure(g.shard)) > now || !l.mayTake(g) ||
+		l.order.overlaps(p) || !l.supply.take(p) {
 		return false
 	}
 	l.count(g, now, p)
@@ -131,8 +143,9 @@ func (l *line) enter(now time.Duration, p *part) bool {
 }
 
 // park puts a part in its place. The later parts of a long request come after
-// parts of younger ones, so that is not always the end.
-func (l *line) park(p *part) {
+// parts of younger ones, so that is not always the end. It returns a part that it
+// must wait for, if there is one.
+func (l *line) park(p *part) (behind *part) {
 	f := l.gate(p.ticket).flow(p.client)
 	i := sort.Search(len(f.parts), func(i int) bool { return f.parts[i].Deadline > p.Deadline })
 	f.parts = slices.Insert(f.parts, i, p)
@@ -140,6 +153,7 @@ func (l *line) park(p *part) {
 		l.soonest = p.Deadline
 	}
 	l.length++
+	return l.order.add(p)
 }
 
 // flow returns a client's flow; a new one is the last whose turn it is.
@@ -158,8 +172,9 @@ func (g *gate) flow(client uint64) *flow {
 }
 
 // next takes out the part whose turn it is, with its pages; nil when nobody can
-// enter now.
-func (l *line) next(now time.Duration) *part {
+// enter now. With an error the part has none: its client has left. Those that
+// overlap a part that enters wait until settled is called.
+func (l *line) next(now time.Duration) (*part, error) {
 	first := l.turn
 	l.starved = false
 	for i := range l.gates {
@@ -172,7 +187,16 @@ func (l *line) next(now time.Duration) *part {
 		if g.shut || !l.mayTake(g) {
 			continue
 		}
-		p := g.flows[g.turn].parts[0]
+		j, presence := l.pick(g)
+		if presence == Unsure {
+			continue
+		}
+		p := g.flows[j].parts[0]
+		if presence == Gone {
+			l.remove(g, j)
+			l.order.remove(p)
+			return p, errWithdrawn
+		}
 		if !l.supply.take(p) {
 			if !g.ranged {
 				l.starved, l.turn = true, at
@@ -183,10 +207,49 @@ func (l *line) next(now time.Duration) *part {
 			l.turn = (at + 1) % len(l.gates)
 		}
 		l.count(g, now, p)
-		if left := l.remove(g, g.turn); left > 0 {
+		l.order.entering(p)
+		g.turn = j
+		if left := l.remove(g, j); left > 0 {
 			g.turn = (g.turn + 1) % len(g.flows)
 		}
-		return p
+		return p, nil
+	}
+	return nil, nil
+}
+
+// pick returns the flow whose turn it is at a gate where parts may enter: the
+// first whose part overlaps no older one, and whose client is there or has left.
+// Of clients that may have hung up it is not known yet what that means: they keep
+// their places. Unsure: there is no other.
+func (l *line) pick(g *gate) (i int, presence Presence) {
+	for n := range g.flows {
+		i := (g.turn + n) % len(g.flows)
+		p := g.flows[i].parts[0]
+		if l.order.waits(p) {
+			continue
+		}
+		if presence := l.supply.ask(p); presence != Unsure {
+			return i, presence
+		}
+	}
+	return 0, Unsure
+}
+
+// settled lets those go on that overlap the part that entered last.
+func (l *line) settled() { l.order.settled() }
+
+// withdraw takes out a part of a client; nil when it has none.
+func (l *line) withdraw(client uint64) *part {
+	for i := range l.gates {
+		g := &l.gates[i]
+		for j, f := range g.flows {
+			if f.client == client {
+				p := f.parts[0]
+				l.remove(g, j)
+				l.order.remove(p)
+				return p
+			}
+		}
 	}
 	return nil
 }
@@ -268,6 +331,7 @@ func (l *line) expired(now time.Duration) (*part, error) {
 			p := f.parts[0]
 			if p.Deadline <= now {
 				l.remove(g, j)
+				l.order.remove(p)
 				return p, l.refusal(now, g)
 			}
 			if soonest == 0 || p.Deadline < soonest {
@@ -296,6 +360,7 @@ func (l *line) any() *part {
 		if g := &l.gates[i]; len(g.flows) > 0 {
 			p := g.flows[0].parts[0]
 			l.remove(g, 0)
+			l.order.remove(p)
 			return p
 		}
 	}
@@ -307,6 +372,7 @@ const (
 	forLogSpace = "log space"
 	forMap      = "a checkpoint"
 	forMemory   = "memory"
+	forOlder    = "an older write of the same blocks"
 )
 
 // each calls fn for at most a number of parts, with what they wait for: the
@@ -324,7 +390,12 @@ func (l *line) each(now time.Duration, most int, fn func(p *part, what string)) 
 					return
 				}
 				any = true
-				fn(f.parts[depth], l.lacks(now, g))
+				p := f.parts[depth]
+				what := l.lacks(now, g)
+				if what == forMemory && l.order.waits(p) {
+					what = forOlder
+				}
+				fn(p, what)
 			}
 		}
 		if !any {

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"trivet/journal"
 	"trivet/shard"
 )
 
@@ -16,7 +17,10 @@ type store struct {
 	reserve int
 	level   []int
 	behind  bool
+	clients map[uint64]Presence // Here, for those that are not in it
 }
+
+func (s *store) ask(p *part) Presence { return s.clients[p.client] }
 
 func (s *store) pressure(shard int) int { return s.level[shard] }
 
@@ -53,6 +57,55 @@ type crowd struct {
 	held    []int                    // pages of those who entered, to be freed
 	ranges  map[int]int              // let in since the shard's pressure was full
 	seen    map[place]map[uint64]int // by who waits where: whom it saw served
+	inside  *part                    // entered last, and is on its way to its shard
+}
+
+// next is the line's, with everybody there.
+func (c *crowd) next() *part {
+	c.line.settled()
+	p, err := c.line.next(c.now)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return p
+}
+
+// overlap reports whether two parts have a block in common.
+func overlap(p, q *part) bool {
+	first, last, ok := p.span()
+	otherFirst, otherLast, alsoOK := q.span()
+	return ok && alsoOK && first <= otherLast && otherFirst <= last
+}
+
+// before reports whether p, which waits, is older than a part that came at a time.
+func (c *crowd) before(p, than *part, came int) bool {
+	return p.Deadline < than.Deadline || p.Deadline == than.Deadline && c.waiting[p] < came
+}
+
+// overtakes holds that a part which enters passes no older one that overlaps.
+func (c *crowd) overtakes(p *part, came int) {
+	if c.inside != nil && overlap(c.inside, p) {
+		c.t.Fatal("a part overtook one that had entered")
+	}
+	for other := range c.waiting {
+		if other != p && overlap(other, p) && c.before(other, p, came) {
+			c.t.Fatalf("a part overtook an older one of client %d", other.client)
+		}
+	}
+}
+
+// heldUp reports whether a part waits for a client to make up its mind, or for one
+// before it that may have reasons of its own.
+func (c *crowd) heldUp(p *part) bool {
+	if c.store.clients[p.client] == Unsure {
+		return true
+	}
+	for other := range c.waiting {
+		if other != p && c.before(other, p, c.waiting[p]) && (overlap(other, p) || placeOf(other) == placeOf(p) && c.heldUp(other)) {
+			return true
+		}
+	}
+	return false
 }
 
 // place is a client's at a gate.
@@ -68,7 +121,7 @@ const crowdDeadline = 200 * time.Millisecond
 
 func newCrowd(t *testing.T, shards, free int) *crowd {
 	c := &crowd{t: t, now: 1, waiting: map[*part]int{}, ranges: map[int]int{}, seen: map[place]map[uint64]int{}}
-	c.store = store{free: free, reserve: 8, level: make([]int, shards)}
+	c.store = store{free: free, reserve: 8, level: make([]int, shards), clients: map[uint64]Presence{}}
 	c.line = newLine(shards, c.store.reserve, &c.store)
 	return c
 }
@@ -84,9 +137,15 @@ func (c *crowd) arrive(r *rand.Rand) {
 		deadline -= time.Duration(r.IntN(int(crowdDeadline / 2)))
 	}
 	p := newPart(uint64(r.IntN(5)), t, deadline)
+	p.Op, p.LBA = shard.Write, journal.LBA(t.shard*journal.RegionBlocks+r.IntN(200))
+	p.Skip, p.Length = r.IntN(2)*100, 1+r.IntN(4*blockBytes)
+	if t.ranged {
+		p.Op, p.Skip, p.Length = shard.Trim, 0, (1+r.IntN(20))*blockBytes
+	}
 	c.came++
 	free := c.store.free
 	if c.line.enter(c.now, p) {
+		c.overtakes(p, c.came)
 		c.entered(p, free)
 		if n := len(c.line.gate(t).flows); n > 0 {
 			c.t.Fatalf("a part overtook %d clients at its gate", n)
@@ -130,15 +189,27 @@ func (c *crowd) serve(r *rand.Rand) {
 		}
 	}
 	for {
+		c.line.settled()
+		c.inside = nil
 		free := c.store.free
-		p := c.line.next(c.now)
+		p, err := c.line.next(c.now)
 		if p == nil {
 			break
 		}
-		c.inOrder(p)
-		c.inTurn(p)
+		if presence := c.store.clients[p.client]; presence == Unsure || (presence == Gone) != errors.Is(err, errWithdrawn) {
+			c.t.Fatalf("a part came out, %v, and its client is %d", err, presence)
+		}
+		if err == nil {
+			c.inOrder(p)
+			c.inTurn(p)
+			c.overtakes(p, c.waiting[p])
+			c.entered(p, free)
+			c.inside = p
+		}
 		c.left(p)
-		c.entered(p, free)
+		if r.IntN(8) == 0 {
+			return // and others come before it has reached its shard
+		}
 	}
 	c.nobodyForgotten(r)
 }
@@ -184,6 +255,10 @@ func (c *crowd) inTurn(p *part) {
 		if other == served || other.shard != served.shard || other.ranged != served.ranged {
 			continue
 		}
+		if c.firstHeldUp(other) {
+			delete(c.seen, other)
+			continue
+		}
 		if c.seen[other] == nil {
 			c.seen[other] = map[uint64]int{}
 		}
@@ -194,6 +269,18 @@ func (c *crowd) inTurn(p *part) {
 	delete(c.seen, served)
 }
 
+// firstHeldUp reports whether the first part of a client at a gate may not enter for
+// the sake of another one, or of the client itself.
+func (c *crowd) firstHeldUp(at place) bool {
+	var first *part
+	for p := range c.waiting {
+		if placeOf(p) == at && (first == nil || c.before(p, first, c.waiting[first])) {
+			first = p
+		}
+	}
+	return c.heldUp(first)
+}
+
 // nobodyForgotten holds that whoever still waits has a reason to, and that the
 // line is looked at again in time, also when time passes or the pressure changes
 // before the door's goroutine rests.
@@ -202,7 +289,7 @@ func (c *crowd) nobodyForgotten(r *rand.Rand) {
 		return
 	}
 	for p := range c.waiting {
-		if c.store.level[p.shard] == 0 && c.store.free >= c.store.reserve+64 {
+		if c.store.level[p.shard] == 0 && c.store.free >= c.store.reserve+64 && !c.heldUp(p) {
 			c.t.Fatalf("a part waits for nothing: %+v", p.ticket)
 		}
 	}
@@ -219,9 +306,9 @@ func (c *crowd) nobodyForgotten(r *rand.Rand) {
 		switch {
 		case p.Deadline < wake:
 			c.t.Fatalf("it wakes %v after a deadline", wake-p.Deadline)
-		case level > 0 && !p.ranged && wake > c.now+pollEvery && !c.line.starved:
+		case level > 0 && !p.ranged && wake > c.now+pollEvery && !c.line.starved && !c.heldUp(p):
 			c.t.Fatalf("it wakes after %v although somebody waits for log space", wake-c.now)
-		case level == 0 && c.store.free >= c.store.reserve+64 && wake > c.now:
+		case level == 0 && c.store.free >= c.store.reserve+64 && wake > c.now && !c.heldUp(p):
 			c.t.Fatalf("it wakes after %v although log space came", wake-c.now)
 		}
 	}
@@ -240,7 +327,7 @@ func (c *crowd) told(most int) {
 		told[p] = true
 		count[placeOf(p)]++
 		level := c.store.level[p.shard]
-		if level == 0 && what != forMemory || level == shard.Full && !p.ranged && what != forLogSpace {
+		if level == 0 && what != forMemory && what != forOlder || level == shard.Full && !p.ranged && what != forLogSpace {
 			c.t.Fatalf("at pressure %d it is said to wait for %s: %+v", level, what, p.ticket)
 		}
 	})
@@ -267,9 +354,11 @@ func TestLine(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 22))
 			c := newCrowd(t, 1+r.IntN(3), 100+r.IntN(200))
 			for range 3000 {
-				switch r.IntN(6) {
+				switch r.IntN(7) {
 				case 0, 1:
 					c.arrive(r)
+				case 5:
+					c.comeAndGo(r)
 				case 2:
 					if len(c.held) > 0 {
 						i := r.IntN(len(c.held))
@@ -287,11 +376,38 @@ func TestLine(t *testing.T) {
 				}
 			}
 			c.now += 2 * crowdDeadline
+			c.line.settled()
 			c.serve(r)
 			if len(c.waiting) > 0 {
 				t.Fatalf("%d parts are left behind all deadlines", len(c.waiting))
 			}
 		})
+	}
+}
+
+// comeAndGo changes what is known of a client; those that have left come back as
+// somebody else.
+func (c *crowd) comeAndGo(r *rand.Rand) {
+	client := uint64(r.IntN(5))
+	switch presence := Presence(r.IntN(3)); presence {
+	case Gone:
+		if r.IntN(2) == 0 {
+			for p := c.line.withdraw(client); p != nil; p = c.line.withdraw(client) {
+				if p.client != client {
+					c.t.Fatalf("withdrawn: a part of client %d, not %d", p.client, client)
+				}
+				c.left(p)
+			}
+			for p := range c.waiting {
+				if p.client == client {
+					c.t.Fatal("a part was not withdrawn")
+				}
+			}
+			return
+		}
+		c.store.clients[client] = Gone
+	default:
+		c.store.clients[client] = presence
 	}
 }
 
@@ -317,7 +433,7 @@ func rate(t *testing.T, pressure, blocks int) int {
 		for c.line.length < 4 {
 			c.line.park(newPart(1, ticket{pages: blocks}, c.now+time.Hour))
 		}
-		if p := c.line.next(c.now); p != nil {
+		if p := c.next(); p != nil {
 			total += p.pages
 			c.store.free += p.pages
 			continue
@@ -357,7 +473,7 @@ func TestFlood(t *testing.T) {
 	for range 100 {
 		c.line.park(newPart(2, ticket{pages: 1}, c.now+time.Hour))
 		for served := 0; ; c.now = max(c.line.wake(c.now), c.now+1) {
-			p := c.line.next(c.now)
+			p := c.next()
 			if p == nil {
 				continue
 			}
@@ -377,7 +493,7 @@ func TestLargeBehindSmall(t *testing.T) {
 	for large := range 2 {
 		c := newCrowd(t, 2, 8)
 		c.line.park(newPart(1, ticket{shard: large, pages: 64}, time.Hour))
-		if p := c.line.next(c.now); p != nil {
+		if p := c.next(); p != nil {
 			t.Fatal("a write got pages that are not there")
 		}
 		c.line.park(newPart(2, ticket{shard: 1 - large, pages: 1}, time.Hour))
@@ -394,7 +510,7 @@ func TestLargeBehindSmall(t *testing.T) {
 // and returns how many ranges did before.
 func (c *crowd) untilLarge() (ranges int) {
 	for range 81 {
-		for p := c.line.next(c.now); p != nil; p = c.line.next(c.now) {
+		for p := c.next(); p != nil; p = c.next() {
 			switch {
 			case p.ranged:
 				ranges++
@@ -428,13 +544,13 @@ func TestRangeReserve(t *testing.T) {
 			c.line.park(p)
 			break
 		}
-		if p := c.line.next(c.now); p != nil {
+		if p := c.next(); p != nil {
 			t.Errorf("%+v entered at full pressure", p.ticket)
 		}
 		c.store.level[0] = shard.Full - 1
 		for c.line.length > 0 {
 			c.now++
-			c.line.next(c.now)
+			c.next()
 		}
 	}
 }
@@ -463,7 +579,7 @@ func TestRefusal(t *testing.T) {
 				t.Fatal("it entered")
 			}
 			crowd.line.park(p)
-			if p := crowd.line.next(time.Second - 1); p != nil {
+			if p, _ := crowd.line.next(time.Second - 1); p != nil {
 				t.Fatal("it entered")
 			}
 			if p, _ := crowd.line.expired(time.Second - 1); p != nil {

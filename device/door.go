@@ -15,7 +15,7 @@ import (
 type door struct {
 	device *Device
 
-	waiting atomic.Int32 // length of the line; written under mu
+	waiting atomic.Int32 // see count; written under mu
 	mu      sync.Mutex   // guards line and stopped
 	line    line
 	stopped bool
@@ -49,6 +49,14 @@ func (o *door) take(p *part) bool {
 	return o.device.arena.AllocSparing(spare, p.pages, p.Pages[:p.pages])
 }
 
+// ask asks the client who sent the part.
+func (o *door) ask(p *part) Presence {
+	if p.request.Peer == nil {
+		return Here
+	}
+	return p.request.Peer.Ask()
+}
+
 // enter lets a part in at once, with its pages, unless it has to wait. While
 // nobody waits and space is not short that costs the pages and two loads.
 func (o *door) enter(p *part) bool {
@@ -60,14 +68,44 @@ func (o *door) enter(p *part) bool {
 	return o.line.enter(o.device.now(), p)
 }
 
-// park lets a part wait that could not enter.
+// park lets a part wait that could not enter. When that is behind another one's,
+// that client is asked, so that the dead hold up nobody.
 func (o *door) park(p *part) {
 	o.mu.Lock()
 	p.since = o.device.now()
-	o.line.park(p)
-	o.waiting.Store(int32(o.line.length))
+	if behind := o.line.park(p); behind != nil {
+		o.ask(behind) // who is not there any more finds out, and withdraws
+	}
+	o.count()
 	o.mu.Unlock()
 	o.notify()
+}
+
+// count notes how many wait, or were let in and have not reached their shard: as
+// long as there are any, nobody passes without looking. mu is held.
+func (o *door) count() {
+	n := o.line.length
+	if o.line.order.inside != nil {
+		n++
+	}
+	o.waiting.Store(int32(n))
+}
+
+// withdraw takes out what a client has waiting, and fails it.
+func (o *door) withdraw(client uint64) {
+	for {
+		o.mu.Lock()
+		p := o.line.withdraw(client)
+		o.count()
+		o.mu.Unlock()
+		if p == nil {
+			o.notify() // others may have waited for it
+			return
+		}
+		p.forgetParked()
+		p.Err = errWithdrawn
+		p.done()
+	}
 }
 
 // inflight calls fn for at most a number of those who wait, with their shard.
@@ -79,6 +117,15 @@ func (o *door) inflight(most int, fn func(w shard.Waiting, shard int)) {
 			Op: p.Op, LBA: p.LBA, Skip: p.Skip, Length: p.Length, For: what, Since: p.since, Deadline: p.Deadline,
 		}, p.shard)
 	})
+}
+
+// overdue is the error of a request that came after its deadline.
+func (o *door) overdue(index int, op Op) error {
+	changes := op == Write || op == Trim || op == WriteZeroes
+	if changes && o.pressure(index) > 0 && !o.lagging(index) {
+		return errLogSpace
+	}
+	return shard.ErrDeadline
 }
 
 // notify lets the door's goroutine look again. It never blocks, for shards
@@ -128,6 +175,7 @@ func (o *door) serve() (next time.Duration, stop bool) {
 			o.device.Run()
 			return o.rest()
 		case err != nil:
+			p.forgetParked()
 			p.Err = err
 			p.done()
 			continue
@@ -147,7 +195,8 @@ func (o *door) serve() (next time.Duration, stop bool) {
 func (o *door) call() (p *part, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	defer func() { o.waiting.Store(int32(o.line.length)) }()
+	defer o.count()
+	o.line.settled()
 	if stopped := o.device.stopped.Load(); stopped != nil {
 		return o.line.any(), *stopped
 	}
@@ -155,7 +204,7 @@ func (o *door) call() (p *part, err error) {
 	if p, err := o.line.expired(now); p != nil {
 		return p, err
 	}
-	return o.line.next(now), nil
+	return o.line.next(now)
 }
 
 // rest returns how long the line can be left alone, and whether it is for good.

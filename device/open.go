@@ -134,7 +134,7 @@ func (d *Device) openSlots(ctx context.Context) (err error) {
 		return err
 	}
 	g := l.geometry
-	d.layout, d.info = l, Info{Name: g.Name, SizeBytes: g.SizeBytes}
+	d.layout, d.info = l, Info{Name: g.Name, SizeBytes: g.SizeBytes, Deadline: d.opt.Deadline}
 	locks := &patience{ctx: ctx, pause: d.opt.pause, tries: lockTries}
 	assembly := replica.Assembly{
 		Replicas: g.Replicas,

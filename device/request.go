@@ -3,6 +3,8 @@ package device
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
+	"time"
 )
 
 // Op is what a request asks the device to do.
@@ -43,6 +45,9 @@ const (
 	// WantExtents asks a Read to describe in Extents what it read, so that a
 	// front-end can answer with holes.
 	WantExtents
+	// FastZero asks a WriteZeroes to fail with ErrUnsupported rather than to write
+	// blocks: the ends of a range that covers blocks in part.
+	FastZero
 	// ReqOne asks BlockStatus for the first extent alone.
 	ReqOne
 )
@@ -62,7 +67,29 @@ var (
 	ErrInvalid  = errors.New("invalid request")
 	ErrShutdown = errors.New("device is shutting down")
 	ErrDeadline = errors.New("deadline exceeded")
+	// ErrUnsupported: it cannot be done as fast as was asked.
+	ErrUnsupported = errors.New("not supported")
+	// ErrWithdrawn: its client hung up before it was begun. Nobody hears of it.
+	ErrWithdrawn = errors.New("withdrawn")
 )
+
+// Presence is whether a client is there to hear the answer.
+type Presence uint8
+
+// The answers of a Peer.
+const (
+	Here   Presence = iota
+	Gone            // what was not begun is not begun any more
+	Unsure          // it may have hung up; Device.Withdraw or Device.Resume follows
+)
+
+// Peer is who sent a request. What has waited is begun only if its peer is still
+// there.
+type Peer interface {
+	// Ask reports on the client as it is now. It may be called on any goroutine
+	// and with locks of the device held, and must not block or call the device.
+	Ask() Presence
+}
 
 // Request is one operation on the device. The front-end owns it until Submit
 // and again from the call of Done on; in between it belongs to the device and
@@ -100,6 +127,16 @@ type Request struct {
 	// turns among clients, and in order within each. 0 for those without a name.
 	Client uint64
 
+	// Peer is asked before what has waited is begun; nil for those that never hang
+	// up.
+	Peer Peer
+	// Left is set once the Peer is gone; nil together with Peer.
+	Left *atomic.Bool
+
+	// Since is when the request came, from which on its deadline runs. Zero: when
+	// it is submitted.
+	Since time.Time
+
 	device state
 }
 
@@ -107,4 +144,6 @@ type Request struct {
 type Info struct {
 	Name      string // the volume's name; also served under the empty name
 	SizeBytes uint64
+	// Deadline is by when a request completes after it came; 0: never.
+	Deadline time.Duration
 }

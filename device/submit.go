@@ -13,12 +13,17 @@ import (
 // maxRound is how many parts of one request are under way at a time.
 const maxRound = 64
 
+// maxStatusRound is maxRound for block status: a part is 256 look-ups, and others
+// have their turn in between.
+const maxStatusRound = 4
+
 // state is the device's part of a request.
 type state struct {
 	device  *Device
 	began   time.Duration // on the shards' clock, as until is
 	until   time.Duration // deadline of the whole request
 	next    uint64        // first byte that no part covers yet
+	further bool          // the first round is over
 	end     uint64        // first byte behind the request
 	pending atomic.Int32  // parts of this round under way, plus one while it is being submitted
 	parts   []*part       // of this round, in order; kept for its memory
@@ -31,6 +36,7 @@ type part struct {
 	shard.Part
 	ticket
 	request *Request
+	berth   *berth        // its place in the door's order; nil while it has none
 	parked  []byte        // payload while it waits at the door
 	since   time.Duration // when it came to wait there
 }
@@ -63,13 +69,21 @@ func (d *Device) Post(r *Request) {
 	}
 	s := &r.device
 	s.device, s.next, s.end = d, r.Offset, r.Offset+uint64(r.Length)
-	s.began = d.now()
+	s.began, s.further = d.now(), false
 	s.until = s.began + d.opt.Deadline
+	if !r.Since.IsZero() {
+		s.until = r.Since.Sub(d.epoch) + d.opt.Deadline
+	}
 	s.failed.Store(nil)
 	r.Extents = r.Extents[:0]
 	if err := d.check(r); err != nil {
 		r.Err = err
 		d.leave(r)
+		return
+	}
+	if s.until <= s.began {
+		s.fail(d.door.overdue(d.shardOf(r.Offset), r.Op))
+		d.complete(r)
 		return
 	}
 	switch r.Op {
@@ -92,6 +106,8 @@ func (d *Device) check(r *Request) error {
 		return nil
 	case r.Length == 0 || r.Offset > d.info.SizeBytes || uint64(r.Length) > d.info.SizeBytes-r.Offset:
 		return fmt.Errorf("%w: %v of %d bytes at %d of %d", ErrInvalid, r.Op, r.Length, r.Offset, d.info.SizeBytes)
+	case r.Op == WriteZeroes && r.Flags&FastZero != 0 && (r.Offset|uint64(r.Length))%blockBytes != 0:
+		return fmt.Errorf("%w: zeros fast, but %d bytes at %d do not end with blocks", ErrUnsupported, r.Length, r.Offset)
 	case (r.Op == Read || r.Op == Write) && len(r.Data) != int(r.Length):
 		return fmt.Errorf("%w: %v of %d bytes with %d bytes of memory", ErrInvalid, r.Op, r.Length, len(r.Data))
 	}
@@ -111,7 +127,11 @@ func (d *Device) advance(r *Request) {
 		if s.parts == nil {
 			s.parts = s.one[:0]
 		}
-		for n := 0; n < maxRound && s.next < s.end; n++ {
+		most := maxRound
+		if r.Op == BlockStatus {
+			most = maxStatusRound
+		}
+		for n := 0; n < most && s.next < s.end; n++ {
 			d.submitPart(r)
 		}
 		if s.pending.Add(-1) > 0 {
@@ -121,12 +141,16 @@ func (d *Device) advance(r *Request) {
 	}
 }
 
+// fail notes why the request fails. The first reason counts.
+func (s *state) fail(err error) { s.failed.CompareAndSwap(nil, &err) }
+
 // submitPart cuts the next part off the request and gives it to its shard.
 func (d *Device) submitPart(r *Request) {
 	s := &r.device
 	p := d.parts.Get().(*part)
 	p.request = r
 	p.FUA, p.Status, p.Deadline, p.Err = r.Flags&FUA != 0, false, s.until, nil
+	p.Left = r.Left
 	s.parts = append(s.parts, p)
 	s.pending.Add(1)
 	if r.Op == Flush {
@@ -221,13 +245,27 @@ func (d *Device) admit(p *part, pages int, data []byte) bool {
 		p.done()
 		return false
 	}
-	if d.door.enter(p) {
+	// The later parts of a request have been under way for a while, so their client
+	// is asked again: the door asks those who wait.
+	if !(p.request.device.further && p.request.Peer != nil) && d.door.enter(p) {
 		return true
 	}
 	p.parked = append(p.parked[:0], data...)
 	d.door.park(p)
 	return false
 }
+
+// Withdraw fails what waits at the door on behalf of a client that has hung up,
+// whose Peer answers Gone from now on. When it returns, nothing of it starts any
+// more.
+func (d *Device) Withdraw(client uint64) {
+	d.door.withdraw(client)
+	d.Run()
+}
+
+// Resume lets the door ask the clients again: one that was unsure has made up its
+// mind. It never blocks.
+func (d *Device) Resume() { d.door.notify() }
 
 // zeros is the payload of a ragged edge.
 var zeros [blockBytes]byte
@@ -237,8 +275,7 @@ func (p *part) done() {
 	r := p.request
 	s := &r.device
 	if p.Err != nil {
-		err := p.Err
-		s.failed.CompareAndSwap(nil, &err)
+		s.fail(p.Err)
 	}
 	if s.pending.Add(-1) == 0 {
 		d := s.device
@@ -255,11 +292,14 @@ func (d *Device) endRound(r *Request) {
 		if r.Op == BlockStatus || r.Flags&WantExtents != 0 {
 			r.gather(p)
 		}
-		p.request, p.Data = nil, nil
+		p.request, p.Data, p.Left = nil, nil, nil
 		d.parts.Put(p)
 		s.parts[i] = nil
 	}
-	s.parts = s.parts[:0]
+	s.parts, s.further = s.parts[:0], true
+	if s.next < s.end && r.Peer != nil && r.Op != BlockStatus && r.Peer.Ask() == Gone {
+		s.fail(errWithdrawn)
+	}
 	if r.Op == BlockStatus && r.Flags&ReqOne != 0 && len(r.Extents) > 1 {
 		r.Extents, s.next = r.Extents[:1], s.end
 	}
@@ -303,6 +343,8 @@ func translate(err error) error {
 		return fmt.Errorf("%w: %w", ErrDeadline, err)
 	case errors.Is(err, ErrNoSpace):
 		return err
+	case errors.Is(err, errWithdrawn), errors.Is(err, shard.ErrLeft):
+		return fmt.Errorf("%w: %w", ErrWithdrawn, err)
 	}
 	return fmt.Errorf("%w: %w", ErrIO, err)
 }

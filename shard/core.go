@@ -89,6 +89,7 @@ type core struct {
 	unmapped partList // for a map page
 	queued   partList // for a disk read to be free
 	reading  partList // for a disk read under way
+	turns    turns
 	freeOps  []*readOp
 	readOps  []*readOp // all of them
 	out      [journal.MaxSlots]outstanding
@@ -244,6 +245,7 @@ func (c *core) finish(p *Part, err error) {
 	if p.queue != nil {
 		p.queue.remove(p)
 	}
+	c.turns.release(p)
 	c.done.push(p)
 }
 
@@ -283,11 +285,15 @@ func (c *core) settle() (wake time.Duration) {
 		at(c.supervise(journal.SlotID(i), l))
 		at(c.superviseLag(i, l))
 	}
+	c.takeTurns()
 	c.advance()
 	c.release()
 	at(c.divertSlow())
 	c.wakeQueues()
 	at(c.expire())
+	if c.turns.freed {
+		at(c.now + 1)
+	}
 	return wake
 }
 
@@ -468,7 +474,7 @@ func (c *core) expire() (next time.Duration) {
 		return c.soonest
 	}
 	c.soonest = 0
-	for _, l := range [...]*partList{&c.waiting, &c.unmapped, &c.queued, &c.reading} {
+	for _, l := range [...]*partList{&c.waiting, &c.unmapped, &c.queued, &c.reading, &c.turns.behind} {
 		for p := l.oldest; p != nil; {
 			newer := p.newer
 			switch {
@@ -493,10 +499,13 @@ func (c *core) abandon(p *Part) {
 	c.refuse(p, ErrDeadline)
 }
 
-// refuse fails a part, and frees the payload of a write that was not logged.
+// refuse fails a part, and frees the pages of one that was not logged.
 func (c *core) refuse(p *Part, err error) {
-	if p.Op == Write && p.target == 0 || p.Op == Refresh {
+	switch {
+	case p.Op == Write && p.target == 0 || p.Op == Refresh:
 		c.cfg.Arena.Free(p.Pages[p.used:p.blocks()]...)
+	case (p.Op == Trim || p.Op == Zero) && p.target == 0:
+		c.cfg.Arena.Free(p.Pages[0])
 	}
 	c.finish(p, err)
 }

@@ -2,6 +2,7 @@ package shard
 
 import (
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"trivet/arena"
@@ -68,8 +69,11 @@ type Part struct {
 	// Prefer is the slot that a Read asks first, plus one; 0 leaves it to the shard.
 	Prefer   int
 	Deadline time.Duration // on the shard's clock
-	Done     func(*Part)   // called once, not under the shard's ownership
-	Err      error
+	// Left is set once nobody waits for the part any more: it is not logged then.
+	// nil: somebody always does.
+	Left *atomic.Bool
+	Done func(*Part) // called once, not under the shard's ownership
+	Err  error
 
 	event  event
 	queue  *partList // where it waits; nil while it runs
@@ -80,6 +84,7 @@ type Part struct {
 	stuck  int           // slot plus one whose map page it waits for since then
 	avoid  uint8         // slots that have let it wait for too long, one bit each
 	merged uint8         // bit 0, 1: first and last block were completed from older data
+	held   bool          // it is one of turns.first
 	op     *readOp       // the disk read it waits for
 	used   int           // pages that a Refresh has given to records
 	logged uint64        // the blocks of a Refresh that are logged again, one bit each

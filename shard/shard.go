@@ -38,6 +38,9 @@ import (
 const (
 	turnEvents = 128
 	turnsInRow = 4
+	// statusEvents is what the look-ups of a Status count for, so that reads need
+	// not wait for a turn full of them.
+	statusEvents = 16
 )
 
 // Host is the world outside of the shard's turns. A simulator has its own.
@@ -186,6 +189,9 @@ func (s *Shard) turn() {
 			break
 		}
 		if e.part != nil {
+			if e.part.Op == Status {
+				n += statusEvents - 1
+			}
 			c.begin(e.part)
 		} else {
 			e.apply(c.now)

@@ -10,13 +10,14 @@ import (
 // write logs a part's blocks. Its payload is in the arena already; a block
 // that it covers in part is first completed with what the block holds now.
 func (c *core) write(p *Part) {
-	if c.stopped != nil {
-		c.refuse(p, c.stopped)
+	if !c.mayLog(p) {
 		return
 	}
 	if !c.complete(p) {
+		c.turns.hold(p)
 		return
 	}
+	c.turns.release(p)
 	n := p.blocks()
 	r := c.window.Add(journal.KindWrite, p.LBA, n)
 	for i := range n {
@@ -30,9 +31,7 @@ func (c *core) write(p *Part) {
 
 // writeRange logs a Trim or Zero part, which holds one page for its record.
 func (c *core) writeRange(p *Part) {
-	if c.stopped != nil {
-		c.cfg.Arena.Free(p.Pages[0])
-		c.finish(p, c.stopped)
+	if !c.mayLog(p) {
 		return
 	}
 	kind, n := journal.KindTrim, p.blocks()
