@@ -158,6 +158,7 @@ const (
 	repInfo    = 3
 	repMeta    = 4
 	errUnsup   = 1<<31 + 1
+	errPolicy  = 1<<31 + 2
 	errInvalid = 1<<31 + 3
 	errUnknown = 1<<31 + 6
 	errTooBig  = 1<<31 + 9

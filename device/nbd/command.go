@@ -1,6 +1,8 @@
 package nbd
 
 import (
+	"time"
+
 	"github.com/pojntfx/go-nbd/pkg/protocol"
 
 	"trivet/device"
@@ -9,8 +11,9 @@ import (
 // session is what the handshake agreed on.
 type session struct {
 	sizeBytes  uint64
-	structured bool // structured replies
-	allocation bool // base:allocation may be queried
+	deadline   time.Duration // of a request; 0: it has none
+	structured bool          // structured replies
+	allocation bool          // base:allocation may be queried
 }
 
 // grammar says what each command may carry and what it asks of the device.
@@ -74,6 +77,9 @@ func (s *session) deviceFlags(h *protocol.TransmissionRequestHeader) device.Flag
 		}
 		if h.CommandFlags&flagNoHole != 0 {
 			f |= device.NoHole
+		}
+		if h.CommandFlags&flagFastZero != 0 {
+			f |= device.FastZero
 		}
 	case cmdRead:
 		if s.structured && h.CommandFlags&flagDF == 0 {
@@ -139,7 +145,7 @@ type command struct {
 // newCommand makes a command whose Done needs no allocation later on.
 func newCommand(c *conn) *command {
 	cmd := &command{conn: c}
-	cmd.request.Client = c.number
+	cmd.request.Client, cmd.request.Peer, cmd.request.Left = c.number, c, &c.left
 	cmd.request.Done = func(*device.Request) { c.completed(cmd) }
 	return cmd
 }

@@ -211,7 +211,7 @@ func TestSubmitted(t *testing.T) {
 		{req{kind: cmdTrim, offset: gib + 1, length: 3 * gib}, []call{{device.Trim, 0, gib + 1, 3 * gib}}},
 		{req{kind: cmdTrim, flags: flagFUA, offset: 0, length: 1}, []call{{device.Trim, device.FUA, 0, 1}}},
 		{req{kind: cmdWriteZeroes, offset: 7, length: 3 * gib}, []call{{device.WriteZeroes, 0, 7, 3 * gib}}},
-		{req{kind: cmdWriteZeroes, flags: flagFUA | flagNoHole | flagFastZero, length: 9}, []call{{device.WriteZeroes, device.FUA | device.NoHole, 0, 9}}},
+		{req{kind: cmdWriteZeroes, flags: flagFUA | flagNoHole | flagFastZero, length: 9}, []call{{device.WriteZeroes, device.FUA | device.NoHole | device.FastZero, 0, 9}}},
 		{req{kind: cmdCache, flags: flagFUA, offset: 3, length: 9}, []call{{device.Cache, 0, 3, 9}}},
 		{req{kind: cmdCache, offset: 3, length: gib}, []call{{device.Cache, 0, 3, 32 << 20}}},
 		{req{kind: cmdBlockStatus, flags: flagReqOne, length: gib}, []call{{device.BlockStatus, device.ReqOne, 0, 64 << 20}}},

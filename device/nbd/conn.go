@@ -21,8 +21,14 @@ const (
 	// before a request is submitted, and one read of the maximum always fits.
 	maxReplyBytes = 34 << 20
 	// maxWriteBytes bounds the payload that the device has taken and not
-	// completed: what waits at its door on behalf of this client.
-	maxWriteBytes = 4 << 20
+	// completed: what waits at its door on behalf of this client. Behind it come
+	// reads and flushes that need not wait, so it is many times what is in flight
+	// while nothing waits. plainWriteBytes of it may be borrowed like any memory,
+	// the rest only of what nobody else may need.
+	maxWriteBytes   = 24 << 20
+	plainWriteBytes = 4 << 20
+	// commandBytes is what a request costs, here and as a part in the device.
+	commandBytes = 3 << 9
 	// earlySendBytes of replies in the making are sent before the batch is
 	// through: the client gets on with them, and they are still in the cache.
 	earlySendBytes = 256 << 10
@@ -46,14 +52,25 @@ type conn struct {
 	nc      net.Conn
 	raw     syscall.RawConn
 	session session
+	manners
+	stage stage      // guarded by Server.mu
+	peer  string     // who the client is, as far as the system tells
+	turn  sync.Mutex // held by the reader while it submits, from before it asks whether its client is there
+	probe func(fd uintptr)
 
 	// Of the reader alone.
-	in      input
-	payload payload  // the long write whose payload is being received
-	free    *command // commands to use next
-	taken   usage
-	seen    usage // returned, when the reader last looked
-	unsent  int   // bytes read for replies since the batch began
+	probed   bool                               // what probe has found
+	inBatch  bool                               // turn is held
+	head     protocol.TransmissionRequestHeader // that was received last
+	headCame time.Time                          // of a message that is not complete; zero: with the last bytes
+	unread   uint64                             // bytes of a payload that was given up
+	lent     uint64                             // for the input
+	in       input
+	payload  payload  // the long write whose payload is being received
+	free     *command // commands to use next
+	taken    usage
+	seen     usage // returned, when the reader last looked
+	unsent   int   // bytes read for replies since the batch began
 
 	claim claim // for a loan, while waiting for one
 
@@ -68,6 +85,8 @@ type conn struct {
 	pending  outbox   // replies that nobody is sending yet
 	writing  bool     // somebody owns out
 	dead     bool     // replies cannot leave any more; they are dropped
+	held     *Held    // the request that the reader has no room for
+	active   time.Time
 
 	// The memory that taken may stand for: ownBytes and what was lent. Only the
 	// reader raises it; it is lowered while the reader is not in a batch.
@@ -92,10 +111,12 @@ func newConn(s *Server, nc net.Conn) (*conn, error) {
 	}
 	c := &conn{
 		srv: s, nc: nc, raw: raw,
-		in:   input{nc: nc, closing: &s.closing},
+		in:   input{nc: nc, closing: &s.closing, pulse: &s.pulse},
 		kick: make(chan struct{}, 1), done: make(chan struct{}),
-		room: make(chan struct{}, 1), limit: ownBytes,
+		room: make(chan struct{}, 1), limit: ownBytes, peer: peerOf(nc, raw), active: time.Now(),
 	}
+	c.through = make(chan struct{})
+	c.probe = func(fd uintptr) { c.probed = peerHungUp(fd) }
 	c.claim.wake = c.nudge
 	c.out.write = c.out.writeOnce
 	return c, nil
@@ -113,13 +134,16 @@ var errHoards = errors.New("replies are not taken, and others wait for their mem
 // left or was dropped, and the socket is closed.
 func (c *conn) serve() {
 	defer c.nc.Close()
-	c.in.mem = make([]byte, inputBytes)
 	if err := c.negotiate(); err != nil {
+		close(c.through)
 		c.report(eventHandshake, err)
 		return
 	}
+	c.srv.letLeave(c)
 	c.startWriter()
 	err := c.transmit()
+	c.part(err)
+	close(c.through)
 	c.drain()
 	close(c.kick)
 	<-c.done
@@ -129,7 +153,7 @@ func (c *conn) serve() {
 // report logs why a connection ended, unless that is nobody's fault.
 func (c *conn) report(e event, err error) {
 	switch {
-	case errors.Is(err, errDisconnect), errors.Is(err, errClosing), errors.Is(err, io.EOF):
+	case errors.Is(err, errDisconnect), errors.Is(err, errClosing), errors.Is(err, io.EOF), errors.Is(err, errGone):
 	case errors.Is(err, errStalled):
 		c.srv.quiet.note(eventStalled, err)
 	case errors.Is(err, net.ErrClosed), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
@@ -143,6 +167,7 @@ func (c *conn) report(e event, err error) {
 // read more.
 func (c *conn) transmit() error {
 	for {
+		c.srv.letPass(c)
 		if err := c.beginBatch(); err != nil {
 			return err
 		}
@@ -180,7 +205,8 @@ func (c *conn) receiveRequest() (need int, err error) {
 	if len(b) < requestBytes {
 		return requestBytes, nil
 	}
-	h := decodeRequest(b)
+	c.head = decodeRequest(b)
+	h := c.head
 	switch {
 	case h.RequestMagic != protocol.TRANSMISSION_MAGIC_REQUEST:
 		return 0, fmt.Errorf("%w: request magic %#x, want %#x", errOutOfStep, h.RequestMagic, protocol.TRANSMISSION_MAGIC_REQUEST)
@@ -218,6 +244,7 @@ func (c *conn) submit(h *protocol.TransmissionRequestHeader) error {
 	}
 	cmd := c.command(h)
 	cmd.reserved, cmd.charged = reserved, charged
+	cmd.request.Since = c.since()
 	if h.Type == cmdRead {
 		cmd.reply = c.srv.pool.take(classFor(int(h.Length)))
 		cmd.request.Data = cmd.reply.payload(int(h.Length))
@@ -240,13 +267,16 @@ func reservation(h *protocol.TransmissionRequestHeader) uint64 {
 	return 0
 }
 
-// rangeBytes is what a trim may hold in the device that has to wait: 1 KiB for
-// each part under way.
+// rangeBytes is what a trim or a hint may hold in the device that has to wait: 1 KiB
+// for each part under way.
 func rangeBytes(h *protocol.TransmissionRequestHeader) uint64 {
-	if h.Type != cmdTrim && h.Type != cmdWriteZeroes {
-		return 0
+	switch h.Type {
+	case cmdTrim, cmdWriteZeroes:
+		return (min(uint64(h.Length)>>20, 61) + 3) << 10
+	case cmdCache:
+		return (min(uint64(deviceLength(h))>>18, 61) + 3) << 10
 	}
-	return (min(uint64(h.Length)>>20, 61) + 3) << 10
+	return 0
 }
 
 // command takes a free command for a request. admit has made sure that there
@@ -271,7 +301,7 @@ func (c *conn) command(h *protocol.TransmissionRequestHeader) *command {
 // be. While it waits the socket is not read.
 func (c *conn) admit(replyBytes, writeBytes uint64) error {
 	n := usage{1, replyBytes, writeBytes}
-	if !c.inQuota(n) || !c.inMemory(n) {
+	if !c.inQuota(n, maxWriteBytes) || !c.inMemory(n) {
 		if !c.extend(n) {
 			if err := c.awaitRoom(n); err != nil {
 				return err
@@ -285,37 +315,62 @@ func (c *conn) admit(replyBytes, writeBytes uint64) error {
 }
 
 // inQuota tells whether the connection's quotas have room, as far as the reader
-// knows.
-func (c *conn) inQuota(n usage) bool {
+// knows, with one of that many bytes for payload.
+func (c *conn) inQuota(n usage, payload uint64) bool {
 	return c.taken.commands-c.seen.commands+n.commands <= maxCommands &&
 		c.taken.replyBytes-c.seen.replyBytes+n.replyBytes <= maxReplyBytes &&
-		c.taken.writeBytes-c.seen.writeBytes+n.writeBytes <= maxWriteBytes
+		c.taken.writeBytes-c.seen.writeBytes+n.writeBytes <= payload
 }
 
 // awaitRoom sends what is ready and waits until there is room, in the quotas
 // first, for nothing is lent to who cannot use it.
 func (c *conn) awaitRoom(n usage) error {
 	c.endBatch()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for c.seen = c.returned; !c.inQuota(n); c.seen = c.returned {
-		c.wait()
-	}
-	if !c.inMemory(n) {
-		if err := c.awaitLoan(n); err != nil {
+	c.hold()
+	defer c.letGo()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for !c.extend(n) {
+		if c.inQuota(n, plainWriteBytes) {
+			if err := c.awaitLoan(n, look); err != nil {
+				return err
+			}
+			break
+		}
+		if err := c.wait(look.C, func() bool { return c.inQuota(n, plainWriteBytes) }); err != nil {
 			return err
 		}
 	}
-	return c.beginLocked()
+	c.notRead()
+	return c.beginBatch()
 }
 
-// wait waits until something was returned. c.mu is held.
-func (c *conn) wait() {
-	c.waiting = true
+// wait waits until something was returned, or a little while, unless there is
+// enough. It ends the connection of a client that is not there any more.
+func (c *conn) wait(look <-chan time.Time, enough func() bool) error {
+	c.mu.Lock()
+	c.seen = c.returned
+	c.waiting = !enough()
+	waits := c.waiting
 	c.mu.Unlock()
-	<-c.room
+	if !waits {
+		return nil
+	}
+	looked := false
+	select {
+	case <-c.room:
+	case <-look:
+		looked = true
+	}
 	c.mu.Lock()
 	c.waiting = false
+	c.seen = c.returned
+	c.mu.Unlock()
+	c.notRead()
+	if c.doubted.Load() || looked && c.hungUp() {
+		return c.decide()
+	}
+	return nil
 }
 
 // nudge ends a wait, or the next one. It never blocks.
@@ -331,9 +386,21 @@ func (c *conn) nudge() {
 func (c *conn) drain() {
 	c.abandonPayload()
 	c.endBatch()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for {
+		c.mu.Lock()
+		over := c.returned.commands == c.taken.commands && !c.writing
+		c.mu.Unlock()
+		if over {
+			break
+		}
+		// It has ended anyway: what its client wants is for the device to hear.
+		_ = c.wait(look.C, func() bool { return c.returned.commands == c.taken.commands && !c.writing })
+	}
+	c.shrink()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.returned.commands != c.taken.commands || c.writing {
-		c.wait()
-	}
+	c.srv.loans.give(c.limit - ownBytes)
+	c.limit = ownBytes
 }

@@ -140,6 +140,10 @@ func (f *fake) Info() device.Info { return f.info }
 
 func (f *fake) Run() {}
 
+func (f *fake) Withdraw(uint64) {}
+
+func (f *fake) Resume() {}
+
 func (f *fake) Post(r *device.Request) {
 	if r.Err = f.note(r); r.Err != nil {
 		r.Done(r)

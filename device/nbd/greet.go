@@ -22,12 +22,18 @@ func (c *conn) negotiate() error {
 	if err := c.nc.SetDeadline(time.Now().Add(c.srv.opts.HandshakeTimeout)); err != nil {
 		return fmt.Errorf("set deadline: %w", err)
 	}
-	c.in.stall = 0
-	h := &handshake{export: c.srv.backend.Info()}
+	c.in.stall, c.in.mem = 0, make([]byte, leastInput)
+	h := &handshake{export: c.srv.backend.Info(), place: func() error { return c.srv.place(c) }}
 	if err := c.haggle(h); err != nil {
 		return err
 	}
+	if b := c.in.bytes(); len(c.in.mem) > leastInput && len(b) <= leastInput {
+		mem := make([]byte, leastInput)
+		c.in.w = copy(mem, b)
+		c.in.r, c.in.mem = 0, mem
+	}
 	c.session = h.session()
+	c.in.oldest = c.session.deadline
 	c.in.stall = c.srv.opts.MessageTimeout
 	if err := c.nc.SetDeadline(time.Time{}); err != nil {
 		return fmt.Errorf("set deadline: %w", err)
@@ -105,6 +111,11 @@ func (c *conn) optionReplies(h *handshake, id, length uint32) ([]byte, outcome, 
 
 // take returns the next n bytes, valid until the next read.
 func (c *conn) take(n int) ([]byte, error) {
+	if n > len(c.in.mem) { // the data of an option
+		mem := make([]byte, maxOption)
+		c.in.w = copy(mem, c.in.bytes())
+		c.in.r, c.in.mem = 0, mem
+	}
 	if err := c.in.fill(n, false); err != nil {
 		return nil, err
 	}

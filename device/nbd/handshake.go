@@ -23,6 +23,7 @@ const (
 // no I/O.
 type handshake struct {
 	export     device.Info
+	place      func() error // gets the client a place, or says why there is none; nil: there is
 	noZeroes   bool
 	structured bool
 
@@ -71,6 +72,7 @@ func (s *handshake) clientFlags(flags uint32) error {
 func (s *handshake) session() session {
 	return session{
 		sizeBytes:  s.export.SizeBytes,
+		deadline:   s.export.Deadline,
 		structured: s.structured,
 		allocation: s.allocation && s.allocationName == s.entered,
 	}
@@ -122,9 +124,9 @@ func (s *handshake) tooBig(id uint32, out []byte) ([]byte, outcome) {
 }
 
 // exportName enters transmission the old way; an unknown name can only be
-// answered by hanging up.
+// answered by hanging up, and so is one for whom there is no place.
 func (s *handshake) exportName(name string, out []byte) ([]byte, outcome) {
-	if !s.serves(name) {
+	if !s.serves(name) || s.enter() != nil {
 		return out, hangUp
 	}
 	s.entered = name
@@ -134,6 +136,14 @@ func (s *handshake) exportName(name string, out []byte) ([]byte, outcome) {
 		out = append(out, make([]byte, paddingBytes)...)
 	}
 	return out, transmit
+}
+
+// enter gets the client a place.
+func (s *handshake) enter() error {
+	if s.place == nil {
+		return nil
+	}
+	return s.place()
 }
 
 func (s *handshake) list(id uint32, data, out []byte) []byte {
@@ -162,6 +172,11 @@ func (s *handshake) info(id uint32, data, out []byte) ([]byte, outcome) {
 		return appendRefusal(out, id, repErrInvalid, err.Error()), haggle
 	case !s.serves(name):
 		return appendRefusal(out, id, protocol.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN, "no such export"), haggle
+	}
+	if id == protocol.NEGOTIATION_ID_OPTION_GO {
+		if err := s.enter(); err != nil {
+			return appendRefusal(out, id, repErrPolicy, err.Error()), haggle
+		}
 	}
 	out = s.appendInfo(out, id, wanted)
 	out = appendReply(out, id, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil)

@@ -230,7 +230,7 @@ func TestWriteQuota(t *testing.T) {
 	f.hold()
 	_, path := start(t, f, nbd.Options{})
 	c := dial(t, path).enter(false)
-	const writes, size = 8, 3 << 20
+	const writes, size = 16, 3 << 20
 	var sender sync.WaitGroup
 	sender.Go(func() {
 		for i := range uint64(writes) {
@@ -253,7 +253,7 @@ func TestWriteQuota(t *testing.T) {
 			t.Errorf("write: error %d", e.errno)
 		}
 	}
-	if peak := f.peak[device.Write]; peak > 4<<20 {
+	if peak := f.peak[device.Write]; peak > 24<<20 {
 		t.Errorf("%d bytes of writes were in flight", peak)
 	}
 }
@@ -276,15 +276,33 @@ func (b *lockedBuffer) String() string {
 	return b.b.String()
 }
 
-// TestTooManyClients: those over the limit are closed at once, with one line in
-// the log for all of them, and a place that falls free is used.
+// refused expects that there is no place, and that the client is told why.
+func (c *client) refused() {
+	c.tb.Helper()
+	c.greet(3)
+	c.option(optGo, uint32(0), uint16(0))
+	if why := string(c.expectReply(optGo, errPolicy)); !strings.Contains(why, "too many connections") {
+		c.tb.Errorf("refused for: %q", why)
+	}
+	c.option(optAbort)
+	c.expectReply(optAbort, repAck)
+	c.expectEnd()
+}
+
+// TestTooManyClients: those over the limit are refused, in words while the protocol
+// has any, with one line in the log for all of them, and a place that falls free is
+// used.
 func TestTooManyClients(t *testing.T) {
 	var logged lockedBuffer
 	s, path := start(t, newFake(1<<20), nbd.Options{MaxConns: 2, Log: slog.New(slog.NewTextHandler(&logged, nil))})
 	first, second := newBystander(t, path), newBystander(t, path)
-	for range 20 {
-		dial(t, path).expectEnd()
+	for range 19 {
+		dial(t, path).refused()
 	}
+	old := dial(t, path)
+	old.greet(3)
+	old.option(optExportName)
+	old.expectEnd()
 	if stats := s.Stats(); stats.Refused != 20 || stats.Connections != 2 {
 		t.Errorf("%+v", stats)
 	}
@@ -295,17 +313,7 @@ func TestTooManyClients(t *testing.T) {
 	first.request(req{kind: cmdDisc})
 	first.expectEnd()
 	second.alive()
-	for {
-		nc, err := net.Dial("unix", path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(nc, make([]byte, 18)); err == nil {
-			nc.Close()
-			break
-		}
-		nc.Close()
-	}
+	newBystander(t, path).alive()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := s.Close(ctx); err != nil {

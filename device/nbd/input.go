@@ -15,9 +15,14 @@ const (
 	// Chunks end at its multiples, so that most of them lie in one region.
 	chunkBytes = 256 << 10
 
-	// inputBytes lets a whole chunk lie behind its header, and a few thousand
-	// requests without payload be parsed from one read.
+	// inputBytes lets a whole chunk lie behind its header, and many short writes be
+	// parsed from one read.
 	inputBytes = chunkBytes + 4<<10
+
+	// leastChunk and leastInput are the same of a connection that has sent no write
+	// yet, or for whose writes there is no more memory.
+	leastChunk = 32 << 10
+	leastInput = leastChunk + 4<<10
 
 	// exactBytes is the length from which on a read stops at the end of what
 	// is awaited. The next chunk then starts at the front of the buffer and
@@ -48,6 +53,13 @@ type input struct {
 	r, w int // mem[r:w] is unconsumed
 
 	deadline time.Time // of reads, as last set; zero when there is none
+
+	// See arrival.go.
+	pulse  *pulse
+	total  uint64        // bytes read so far
+	came   time.Time     // when the last bytes came that were read
+	marks  marks         // of what was not read yet
+	oldest time.Duration // at which a connection is cut; 0: never
 }
 
 // bytes is what can be parsed now.
@@ -92,7 +104,7 @@ func (in *input) read(p []byte, inside bool) (int, error) {
 		n, err := in.nc.Read(p)
 		switch {
 		case n > 0:
-			return n, nil
+			return n, in.stamp(n)
 		case err == nil:
 			continue
 		case errors.Is(err, io.EOF) && !inside:

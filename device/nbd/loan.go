@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -9,20 +8,22 @@ import (
 )
 
 // Memory is counted where it is promised, before a request is submitted: what
-// its reply will need, and payload that the device has taken and not completed.
-// Each connection has a share of its own, from which every request of up to
-// half a MiB is served whatever the others do. What it needs beyond that it
+// its reply will need, payload that the device has taken and not completed, and the
+// request itself. Each connection has a small share of its own, from which short
+// requests are served whatever the others do. What it needs beyond that it
 // borrows of what all connections share, in the order of asking, and gives back
 // as its requests complete and their replies leave. That is enough for the
 // longest request, so everybody's turn comes: who waits for a loan needs
 // nothing from those who have one, and a client that holds a loan because it
-// does not take its replies is cut off.
+// does not take its replies is cut off. So a connection costs little until it moves
+// data, and how many there may be does not depend on the memory for that.
 const (
-	// ownBytes is a connection's own share.
-	ownBytes = 1 << 20
+	// ownBytes is a connection's own share. Writes are taken in smaller chunks when
+	// no more is to be had.
+	ownBytes = 128 << 10
 	// connBytes is what a connection costs that borrows nothing: its own share,
-	// its input, and a thousand commands, here and as parts in the device.
-	connBytes = ownBytes + inputBytes + 1<<20 + 1<<19
+	// its input, its goroutines and tables.
+	connBytes = ownBytes + leastInput + 28<<10
 	// leastShared can be lent to a single connection for its longest request,
 	// which is a read: long writes are many requests.
 	leastShared = maxReplyBytes
@@ -30,9 +31,11 @@ const (
 	loanBytes = 1 << 20
 )
 
-// MinMemoryBytes is the least Options.MemoryBytes, enough for four connections;
-// less counts as that.
-const MinMemoryBytes = leastShared + 4*connBytes
+// MinMemoryBytes is the least Options.MemoryBytes for that many connections; less
+// counts as that.
+func MinMemoryBytes(connections int) uint64 {
+	return leastShared + uint64(connections+maxHandshakes)*connBytes
+}
 
 // loans is the memory that connections share.
 type loans struct {
@@ -50,11 +53,11 @@ type claim struct {
 	wake    func() // called once it is granted, with loans.mu held
 }
 
-// take lends bytes at once if nobody waits for some.
-func (l *loans) take(bytes uint64) bool {
+// take lends bytes at once if nobody waits for some, and that many are left then.
+func (l *loans) take(bytes, spare uint64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.queue) > 0 || l.free < bytes {
+	if len(l.queue) > 0 || l.free < bytes+spare {
 		return false
 	}
 	l.free -= bytes
@@ -110,7 +113,7 @@ func (l *loans) grant() {
 }
 
 // bytes is the memory that usage stands for.
-func (u usage) bytes() uint64 { return u.replyBytes + u.writeBytes }
+func (u usage) bytes() uint64 { return u.replyBytes + u.writeBytes + u.commands*commandBytes }
 
 // inMemory tells whether a request fits into the connection's own share and
 // what it was lent, as far as the reader knows.
@@ -124,15 +127,19 @@ func (c *conn) extend(n usage) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.seen = c.returned
-	if !c.inQuota(n) {
+	if !c.inQuota(n, maxWriteBytes) {
 		return false
 	}
 	if c.inMemory(n) {
 		return true
 	}
+	spare := uint64(0)
+	if !c.inQuota(n, plainWriteBytes) {
+		spare = leastShared
+	}
 	missing := c.taken.bytes() - c.seen.bytes() + n.bytes() - c.limit
 	for _, bytes := range [...]uint64{max(missing, loanBytes), missing} {
-		if c.srv.loans.take(bytes) {
+		if c.srv.loans.take(bytes, spare) {
 			c.lend(bytes)
 			return true
 		}
@@ -167,36 +174,57 @@ func (c *conn) repay() {
 
 // awaitLoan waits until a request fits, for a loan or for what comes back,
 // whichever is first. A client that has held a loan for all of that time and
-// does not take its replies is cut off. c.mu is held, and the reader is not in
-// a batch.
-func (c *conn) awaitLoan(n usage) error {
+// does not take its replies is cut off. The reader is not in a batch.
+func (c *conn) awaitLoan(n usage, look *time.Ticker) error {
 	began := time.Now()
+	c.mu.Lock()
 	c.repay()
 	// What comes back from now on lowers the limit by no more than it lowers
 	// what is missing.
-	c.claim.bytes = c.taken.bytes() - c.seen.bytes() + n.bytes() - c.limit
+	c.claim.bytes = max(c.taken.bytes()-c.seen.bytes()+n.bytes(), c.limit) - c.limit
 	c.srv.loans.await(&c.claim)
-	patience := time.NewTicker(c.srv.opts.ReplyTimeout)
-	defer patience.Stop()
-	for !c.dead && !c.inMemory(n) && !c.claim.granted.Load() {
-		c.waiting = true
-		c.mu.Unlock()
-		select {
-		case <-c.room:
-		case <-patience.C:
-			c.srv.cutOff(began)
-		}
-		c.mu.Lock()
-		c.waiting = false
-		c.seen = c.returned
-	}
+	c.mu.Unlock()
+	c.srv.callIn(c)
+	err := c.awaitClaim(n, began, look)
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if bytes := c.srv.loans.end(&c.claim); bytes > 0 {
 		c.lend(bytes)
 	}
-	if c.dead {
-		return net.ErrClosed
+	return err
+}
+
+func (c *conn) awaitClaim(n usage, began time.Time, look *time.Ticker) error {
+	enough := func() bool { return c.inMemory(n) || c.claim.granted.Load() }
+	for {
+		c.mu.Lock()
+		c.seen = c.returned
+		over := enough()
+		c.mu.Unlock()
+		if over {
+			return nil
+		}
+		if err := c.wait(look.C, enough); err != nil {
+			return err
+		}
+		if time.Since(began) >= c.srv.opts.ReplyTimeout {
+			c.srv.cutOff(began)
+			began = time.Now()
+		}
 	}
-	return nil
+}
+
+// callIn takes back what the others were lent and do not use.
+func (s *Server) callIn(by *conn) {
+	for _, c := range *s.peers.Load() {
+		if c != by {
+			c.mu.Lock()
+			if !c.batching {
+				c.repay()
+			}
+			c.mu.Unlock()
+		}
+	}
 }
 
 // cutOff closes the connections that were lent memory before a time, and still

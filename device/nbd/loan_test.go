@@ -17,12 +17,12 @@ func TestMemoryBudget(t *testing.T) {
 	const clients, reads, long = 4, 3, 32 << 20
 	f := newFake(64 << 20)
 	f.hold()
-	s, path := start(t, f, nbd.Options{MemoryBytes: nbd.MinMemoryBytes})
+	s, path := start(t, f, nbd.Options{MaxConns: clients, MemoryBytes: nbd.MinMemoryBytes(clients)})
 	all := make([]*client, clients)
 	for i := range all {
 		all[i] = dial(t, path).enter(false)
 	}
-	dial(t, path).expectEnd() // there is no memory for a fifth
+	dial(t, path).refused() // there is no place for a fifth
 	if refused := s.Stats().Refused; refused != 1 {
 		t.Errorf("%d connections were refused", refused)
 	}
@@ -52,8 +52,8 @@ func TestMemoryBudget(t *testing.T) {
 		}
 	}
 	done.Wait()
-	if peak := f.peak[device.Read]; peak > nbd.MinMemoryBytes || peak < long {
-		t.Errorf("%d bytes were in flight, the budget is %d", peak, nbd.MinMemoryBytes)
+	if peak := f.peak[device.Read]; peak > nbd.MinMemoryBytes(clients) || peak < long {
+		t.Errorf("%d bytes were in flight, the budget is %d", peak, nbd.MinMemoryBytes(clients))
 	}
 	for _, c := range all {
 		c.request(req{kind: cmdDisc})
@@ -69,7 +69,7 @@ func TestMemoryBudget(t *testing.T) {
 // when the other has waited for long, and not before.
 func TestHoarder(t *testing.T) {
 	const long = 32 << 20
-	s, path := start(t, newFake(64<<20), nbd.Options{MemoryBytes: nbd.MinMemoryBytes, ReplyTimeout: 200 * time.Millisecond})
+	s, path := start(t, newFake(64<<20), nbd.Options{MaxConns: 4, MemoryBytes: nbd.MinMemoryBytes(4), ReplyTimeout: 200 * time.Millisecond})
 	hoarder := dial(t, path).enter(false)
 	hoarder.request(req{kind: cmdRead, length: long})
 	cut := make(chan int)
@@ -108,7 +108,7 @@ func TestTrimsCount(t *testing.T) {
 	_, path := start(t, f, nbd.Options{})
 	c := dial(t, path).enter(false)
 	in := exchanges{}
-	const trims, size = 100, 64 << 20
+	const trims, size, most = 500, 64 << 20, 24 << 20 / (64 << 10)
 	for i := range uint64(trims) {
 		r := req{kind: cmdTrim, cookie: i, length: size}
 		in.add(r)
@@ -120,7 +120,7 @@ func TestTrimsCount(t *testing.T) {
 	for len(in) > 0 {
 		c.receive(in)
 	}
-	if peak := f.peak[device.Trim]; peak > 64*size {
+	if peak := f.peak[device.Trim]; peak > most*size {
 		t.Errorf("%d trims were in flight", peak/size)
 	}
 }

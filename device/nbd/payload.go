@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
 )
@@ -16,17 +17,23 @@ type payload struct {
 	cmd  *command // the whole; failed already if the payload is only drained
 	at   uint64   // offset on the device of the next byte
 	left uint64   // bytes to come; 0 when there is no such write
+
+	since time.Time // when the header came: one deadline for all chunks
 }
 
 // receiveWrite consumes a write that lies in one chunk and is complete, or
 // begins to receive a longer one.
 func (c *conn) receiveWrite(h *protocol.TransmissionRequestHeader) (need int, err error) {
 	errno, reason := c.session.check(h)
-	if errno != 0 || h.Length > chunkLeft(h.Offset) {
+	if errno == 0 {
+		c.grow()
+	}
+	if errno != 0 || h.Length > c.chunkLeft(h.Offset) {
 		return 0, c.beginPayload(h, errno, reason)
 	}
 	n := requestBytes + int(h.Length)
 	if len(c.in.bytes()) < n {
+		c.headCame = c.since()
 		return n, nil
 	}
 	if h.Length == 0 {
@@ -39,13 +46,52 @@ func (c *conn) receiveWrite(h *protocol.TransmissionRequestHeader) (need int, er
 	cmd := c.command(h)
 	cmd.charged = uint64(h.Length)
 	cmd.request.Data = c.in.bytes()[requestBytes:n]
+	cmd.request.Since = c.since()
+	c.headCame = time.Time{}
 	c.srv.backend.Post(&cmd.request)
 	c.in.consume(n)
 	return 0, nil
 }
 
 // chunkLeft is how many bytes there are from an offset to the end of its chunk.
-func chunkLeft(offset uint64) uint32 { return uint32(chunkBytes - offset%chunkBytes) }
+func (c *conn) chunkLeft(offset uint64) uint32 {
+	chunk := uint64(chunkBytes)
+	if c.lent == 0 {
+		chunk = leastChunk
+	}
+	return uint32(chunk - offset%chunk)
+}
+
+// grow makes room for whole chunks in the input, if there is memory that nobody may
+// need; it does without otherwise.
+func (c *conn) grow() {
+	if c.lent != 0 || !c.srv.loans.take(inputBytes-leastInput, leastShared) {
+		return
+	}
+	c.lent = inputBytes - leastInput
+	mem := make([]byte, inputBytes)
+	c.in.w = copy(mem, c.in.bytes())
+	c.in.r, c.in.mem = 0, mem
+}
+
+// shrink gives back what was lent for the input, which must fit without.
+func (c *conn) shrink() {
+	if c.lent == 0 {
+		return
+	}
+	mem := make([]byte, leastInput)
+	c.in.w = copy(mem, c.in.bytes())
+	c.in.r, c.in.mem = 0, mem
+	c.srv.loans.give(c.lent)
+	c.lent = 0
+}
+
+// yieldInput shrinks the input when it is not needed and others wait for memory.
+func (c *conn) yieldInput() {
+	if c.lent > 0 && c.in.r == c.in.w && c.payload.left == 0 && c.srv.loans.scarce.Load() {
+		c.shrink()
+	}
+}
 
 // beginPayload begins to receive the payload of a write that takes several
 // chunks or, with an error, to drain it.
@@ -63,7 +109,8 @@ func (c *conn) beginPayload(h *protocol.TransmissionRequestHeader, errno uint32,
 	cmd := c.command(h)
 	cmd.fail(errno, reason)
 	cmd.parts = 1
-	c.payload = payload{head: *h, cmd: cmd, at: h.Offset, left: uint64(h.Length)}
+	c.payload = payload{head: *h, cmd: cmd, at: h.Offset, left: uint64(h.Length), since: c.since()}
+	c.headCame = time.Time{}
 	if h.Length == 0 {
 		c.endPayload()
 	}
@@ -81,7 +128,7 @@ func (c *conn) receivePayload() (need int, err error) {
 		c.advancePayload(int(min(p.left, uint64(have))))
 		return 0, nil
 	}
-	n := int(min(p.left, uint64(chunkLeft(p.at))))
+	n := int(min(p.left, uint64(c.chunkLeft(p.at))))
 	if have < n {
 		return n, nil
 	}
@@ -111,6 +158,7 @@ func (c *conn) submitPart(n int) {
 	part := c.command(&h)
 	part.whole, part.charged = p.cmd, uint64(n)
 	part.request.Data = c.in.bytes()[:n]
+	part.request.Since = p.since
 	c.mu.Lock()
 	p.cmd.parts++
 	c.mu.Unlock()
@@ -144,6 +192,7 @@ func (c *conn) abandonPayload() {
 	if c.payload.cmd == nil {
 		return
 	}
+	c.unread = c.payload.left
 	c.mu.Lock()
 	c.payload.cmd.abandoned = true
 	c.mu.Unlock()

@@ -11,6 +11,7 @@ type event int
 
 const (
 	eventRefused event = iota
+	eventEnded
 	eventHandshake
 	eventOutOfStep
 	eventStalled
@@ -21,6 +22,7 @@ const (
 
 var eventText = [eventKinds]string{
 	eventRefused:   "nbd: connection refused, too many clients",
+	eventEnded:     "nbd: connection ended to make room",
 	eventHandshake: "nbd: handshake failed",
 	eventOutOfStep: "nbd: client broke the protocol, connection closed",
 	eventStalled:   "nbd: client stalled, connection closed",

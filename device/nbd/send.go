@@ -3,7 +3,6 @@ package nbd
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"syscall"
 	"time"
@@ -156,30 +155,36 @@ func (s *segment) free(pool *bufferPool) uint64 {
 	return cost
 }
 
-// beginBatch makes completions leave their replies to the reader. It fails
-// when the connection was given up.
+// beginBatch makes completions leave their replies to the reader, which may submit
+// from now on. It fails when the client is gone.
 func (c *conn) beginBatch() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.beginLocked()
-}
-
-// beginLocked is beginBatch with c.mu held.
-func (c *conn) beginLocked() error {
-	c.unsent = 0
-	if c.dead {
-		return net.ErrClosed
+	c.turn.Lock()
+	c.posting.Store(true)
+	c.inBatch = true
+	if c.doubtful() {
+		if err := c.decide(); err != nil {
+			return err
+		}
 	}
-	c.batching = true
+	c.mu.Lock()
+	c.unsent, c.batching = 0, true
+	c.mu.Unlock()
 	return nil
 }
 
 // endBatch has the batch carried out, and sends what of it has completed, as
 // far as that needs no waiting.
 func (c *conn) endBatch() {
+	if c.inBatch {
+		c.inBatch = false
+		c.posting.Store(false)
+		c.turn.Unlock()
+	}
 	c.srv.backend.Run()
+	c.yieldInput()
 	c.mu.Lock()
 	c.batching = false
+	c.active = c.in.came
 	c.issued, c.issuedBytes = c.taken.commands, c.taken.bytes()
 	c.seen = c.returned
 	c.repay()
@@ -312,13 +317,16 @@ func (c *conn) sendLoaded() error {
 }
 
 // giveUp ends a connection whose client does not take its replies: these, and
-// those to come, are dropped, and the reader is woken by the closed socket.
-// The caller is the sender.
+// those to come, are dropped, and the reader is woken by the socket, which is closed
+// unless the client has done that. The caller is the sender.
 func (c *conn) giveUp(err error) {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		c.srv.quiet.note(eventStalled, err)
 	}
-	c.nc.Close()
+	if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+		c.nc.Close()
+	}
+	c.doubt() // it may have asked for something before it hung up
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.dead = true

@@ -64,19 +64,30 @@ type Backend interface {
 	// device.Request for who owns what until Done.
 	Post(*device.Request)
 	Run()
+	// Withdraw fails what waits on behalf of a client that is gone. Resume lets what
+	// waits go on that was held back while a client's presence was unsure. See
+	// device.Peer.
+	Withdraw(client uint64)
+	Resume()
 }
+
+// DefaultConns is how many connections are served at once, unless Options say
+// otherwise. A kernel attaches with a few, a tool with up to 16.
+const DefaultConns = 64
 
 // Options of a server. The zero value of each field means its default.
 type Options struct {
 	// Log receives warnings about clients, coalesced by kind. Default: none.
 	Log *slog.Logger
-	// MaxConns is how many connections are served at once; more are closed as
-	// they come. Default: 64.
+	// MaxConns is how many connections are served at once; more take the places of
+	// idle ones, or are refused. Default: DefaultConns.
 	MaxConns int
 	// MemoryBytes bounds the buffers of all connections together, at least
-	// MinMemoryBytes. A connection for which there is none is closed as it
-	// comes. Default: enough for all that MaxConns connections can use.
+	// MinMemoryBytes. Default: enough for all that MaxConns connections can use.
 	MemoryBytes uint64
+	// IdleTimeout is how long a connection has nothing in flight until its place may
+	// be given away. Default: 30 s.
+	IdleTimeout time.Duration
 	// HandshakeTimeout is how long a client may take until it has entered
 	// transmission. Default: 10 s.
 	HandshakeTimeout time.Duration
@@ -95,24 +106,23 @@ func (o Options) withDefaults() Options {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.MaxConns == 0 {
-		o.MaxConns = 64
+		o.MaxConns = DefaultConns
 	}
 	if o.MemoryBytes == 0 {
-		o.MemoryBytes = uint64(o.MaxConns) * (connBytes + maxReplyBytes + maxWriteBytes)
+		o.MemoryBytes = MinMemoryBytes(o.MaxConns) + uint64(o.MaxConns)*(maxReplyBytes+maxWriteBytes)
 	}
-	if fit := (max(o.MemoryBytes, MinMemoryBytes) - leastShared) / connBytes; fit < uint64(o.MaxConns) {
-		o.MaxConns = int(fit)
-	}
+	o.MemoryBytes = max(o.MemoryBytes, MinMemoryBytes(o.MaxConns))
+	setDefault(&o.IdleTimeout, 30*time.Second)
 	setDefault(&o.HandshakeTimeout, 10*time.Second)
 	setDefault(&o.MessageTimeout, 60*time.Second)
 	setDefault(&o.ReplyTimeout, 30*time.Second)
 	return o
 }
 
-// shared is what is left for loans when every connection has its share. There
-// are no more connections than leave enough for the longest request.
+// shared is what is left for loans when every connection has its share: at least
+// enough for the longest request.
 func (o *Options) shared() uint64 {
-	return max(o.MemoryBytes, MinMemoryBytes) - uint64(o.MaxConns)*connBytes
+	return o.MemoryBytes - uint64(o.MaxConns+maxHandshakes)*connBytes
 }
 
 func setDefault(d *time.Duration, value time.Duration) {
@@ -131,12 +141,20 @@ type Server struct {
 	refused atomic.Uint64
 	closing atomic.Bool // set under mu, before anything is closed
 
-	mu        sync.Mutex // guards what follows
-	listeners map[net.Listener]struct{}
-	conns     map[*conn]struct{}
-	accepted  uint64
-	running   sync.WaitGroup // calls of Serve, and connections
-	stop      chan struct{}  // closed when closing is set
+	peers   atomic.Pointer[[]*conn] // in transmission, or at its end; written under mu
+	pulse   pulse
+	busy    chan struct{} // capacity 1: there is a client
+	peeking sync.Mutex    // held while what a client left behind is looked through
+
+	mu         sync.Mutex // guards what follows, and every conn.stage
+	listeners  map[net.Listener]struct{}
+	conns      map[*conn]struct{}
+	handshakes int // by stage
+	placed     int
+	pulsing    bool
+	accepted   uint64
+	running    sync.WaitGroup // calls of Serve, and connections
+	stop       chan struct{}  // closed when closing is set
 }
 
 // New returns a server for the backend. It does nothing until Serve.
@@ -149,7 +167,10 @@ func New(backend Backend, opts Options) *Server {
 		listeners: make(map[net.Listener]struct{}),
 		conns:     make(map[*conn]struct{}),
 		stop:      make(chan struct{}),
+		busy:      make(chan struct{}, 1),
 	}
+	s.pulse.epoch = time.Now()
+	s.peers.Store(new([]*conn))
 	s.loans.free = opts.shared()
 	return s
 }
@@ -215,6 +236,10 @@ func (s *Server) register(l net.Listener) bool {
 	}
 	s.running.Add(1)
 	s.listeners[l] = struct{}{}
+	if !s.pulsing {
+		s.pulsing = true
+		s.startPulse()
+	}
 	return true
 }
 
@@ -256,9 +281,6 @@ func tune(nc net.Conn) {
 	}
 }
 
-// errTooMany is why a connection is refused.
-var errTooMany = errors.New("too many connections")
-
 // refuse closes a connection that is not served.
 func (s *Server) refuse(nc net.Conn, err error) {
 	nc.Close()
@@ -268,27 +290,12 @@ func (s *Server) refuse(nc net.Conn, err error) {
 	}
 }
 
-// admitConn counts a connection in, if there is room.
-func (s *Server) admitConn(c *conn) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closing.Load() {
-		return ErrClosed
-	}
-	if len(s.conns) >= s.opts.MaxConns {
-		return fmt.Errorf("%w: %d are open", errTooMany, len(s.conns))
-	}
-	s.accepted++
-	c.number = s.accepted
-	s.conns[c] = struct{}{}
-	s.running.Add(1)
-	return nil
-}
-
 func (s *Server) forget(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.uncount(c)
 	delete(s.conns, c)
+	s.publish()
 }
 
 // Close stops accepting, lets requests in flight complete and their replies
@@ -343,8 +350,9 @@ func (s *Server) startJoin() <-chan struct{} {
 // Stats is a snapshot of a server.
 type Stats struct {
 	Connections int    // served now
+	Handshakes  int    // connections that are not served yet
 	Accepted    uint64 // connections served since the start
-	Refused     uint64 // connections closed because there were too many
+	Refused     uint64 // connections refused because there were too many
 	BuffersOut  int64  // reply buffers in use; 0 once every connection is closed
 	LentBytes   uint64 // lent to connections beyond their own shares; then 0 as well
 }
@@ -354,7 +362,8 @@ func (s *Server) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return Stats{
-		Connections: len(s.conns),
+		Connections: s.placed,
+		Handshakes:  s.handshakes,
 		Accepted:    s.accepted,
 		Refused:     s.refused.Load(),
 		BuffersOut:  s.pool.out.Load(),

@@ -24,6 +24,7 @@ const (
 	optSetMetaContext  = uint32(10)
 
 	repMetaContext = uint32(4)
+	repErrPolicy   = uint32(2 | 1<<31)
 	repErrInvalid  = uint32(3 | 1<<31)
 	repErrTooBig   = uint32(9 | 1<<31)
 
@@ -65,6 +66,7 @@ const (
 	errnoInvalid  = protocol.TRANSMISSION_ERROR_EINVAL
 	errnoNoSpace  = uint32(28)
 	errnoOverflow = uint32(75)
+	errnoNotSup   = uint32(95)
 	errnoShutdown = uint32(108)
 )
 
@@ -181,6 +183,8 @@ func errnoOf(err error) (errno uint32, reason string) {
 		return errnoNoSpace, "no space left on the slots"
 	case errors.Is(err, device.ErrInvalid):
 		return errnoInvalid, "the device refused the request"
+	case errors.Is(err, device.ErrUnsupported):
+		return errnoNotSup, "not faster than a write"
 	case errors.Is(err, device.ErrShutdown):
 		return errnoShutdown, "the device is shutting down"
 	case errors.Is(err, device.ErrDeadline):
