@@ -146,7 +146,7 @@ func serve(t *testing.T, network string, standing int, seed uint64) *arena {
 	t.Cleanup(func() { os.RemoveAll(shm) })
 	d, err := device.Open(context.Background(), device.Options{
 		Dir: t.TempDir(), Name: "test", Size: 64 << 20, Shards: 2, ArenaDir: shm, Memory: 16 << 20,
-		Log: slog.New(slog.DiscardHandler),
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -163,6 +163,9 @@ func serve(t *testing.T, network string, standing int, seed uint64) *arena {
 	go func() { served <- server.Serve(l) }()
 	a := &arena{t: t, r: rand.New(rand.NewPCG(seed, 29)), level: d.Press(), device: d, network: network, address: l.Addr().String()}
 	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("in flight: %+v", d.Inflight())
+		}
 		a.level.Store(0)
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()

@@ -6,12 +6,9 @@ import (
 	"net"
 	"sync"
 
+	"trivet/control"
 	"trivet/device/nbd"
 )
-
-// maxNBDConnections bounds the clients of a server. A kernel attaches with a
-// few, a tool with up to 16.
-const maxNBDConnections = 64
 
 // frontend serves a volume to NBD clients on its listeners, which it owns.
 type frontend struct {
@@ -19,9 +16,11 @@ type frontend struct {
 	joined sync.WaitGroup // one goroutine a listener
 }
 
-// startFrontend serves with that much memory for the buffers of all connections.
-func startFrontend(volume Volume, listeners []net.Listener, memoryBytes uint64, log *slog.Logger) *frontend {
-	f := &frontend{server: nbd.New(volume, nbd.Options{Log: log, MaxConns: maxNBDConnections, MemoryBytes: memoryBytes})}
+// startFrontend serves as many clients as the plan says, with as much memory for
+// the buffers of all of them.
+func startFrontend(volume Volume, listeners []net.Listener, plan *servePlan) *frontend {
+	log := plan.volume.Log
+	f := &frontend{server: nbd.New(volume, nbd.Options{Log: log, MaxConns: plan.connections, MemoryBytes: plan.memory.connections})}
 	for _, l := range listeners {
 		f.startServing(l, log)
 	}
@@ -42,6 +41,17 @@ func (f *frontend) startServing(l net.Listener, log *slog.Logger) {
 
 // Connections counts the clients.
 func (f *frontend) Connections() int { return f.server.Stats().Connections }
+
+// Inflight lists the requests that connections have no room for yet.
+func (f *frontend) Inflight() (list []control.Inflight) {
+	for _, h := range f.server.Held() {
+		list = append(list, control.Inflight{
+			Op: h.Op, OffsetBytes: h.Offset, LengthBytes: uint64(h.Length), Stage: "connection",
+			AgeSeconds: h.Age.Seconds(), StageAge: h.Waits.Seconds(), Waiting: "its connection's earlier requests",
+		})
+	}
+	return list
+}
 
 // Close stops accepting, answers what was received, ends every connection and
 // joins every goroutine. When the context ends first it cuts the connections

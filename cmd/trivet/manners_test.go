@@ -168,7 +168,7 @@ func mannersChild(drop bool) {
 		dropCapabilities()
 	}
 	var log bytes.Buffer
-	report := childReport{Checks: takeManners(slog.New(slog.NewTextHandler(&log, nil)), divideMemory(0).heap)}
+	report := childReport{Checks: takeManners(slog.New(slog.NewTextHandler(&log, nil)), divideMemory(0, defaultConnections).heap)}
 	report.Log = log.String()
 	report.ResidentBefore = resident()
 	mapping, err := unix.Mmap(-1, 0, 1<<30, unix.PROT_READ|unix.PROT_WRITE,

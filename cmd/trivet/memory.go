@@ -14,14 +14,12 @@ const (
 	// heapBytes of them are on the heap.
 	programBytes = 56 << 20
 	heapBytes    = 16 << 20
-	// mostConnectionBytes lets 64 connections borrow another 80 MiB.
+	// mostConnectionBytes lets 64 connections borrow most of it, and more of them
+	// still enough.
 	mostConnectionBytes = 256 << 20
 	// minMemoryBytes is the least that a server can do with.
 	minMemoryBytes = 128 << 20
 )
-
-// A new minimum must still cover its parts.
-const _ = uint(minMemoryBytes - programBytes - nbd.MinMemoryBytes - device.MinMemory)
 
 // memoryShares is what becomes of --memory, in bytes.
 type memoryShares struct {
@@ -30,11 +28,17 @@ type memoryShares struct {
 	heap        uint64 // of all, what the garbage collector sees
 }
 
-// divideMemory divides a budget of at least minMemoryBytes; 0 is the default.
-func divideMemory(total uint64) (s memoryShares) {
-	s.connections = mostConnectionBytes
+// leastMemory is the least budget of a server with that many connections.
+func leastMemory(connections int) uint64 {
+	return max(minMemoryBytes, programBytes+nbd.MinMemoryBytes(connections)+device.MinMemory)
+}
+
+// divideMemory divides a budget of at least leastMemory; 0 is the default.
+func divideMemory(total uint64, connections int) (s memoryShares) {
+	least := nbd.MinMemoryBytes(connections)
+	s.connections = max(least, mostConnectionBytes)
 	if total > 0 {
-		s.connections = max(nbd.MinMemoryBytes, min(mostConnectionBytes, total/8*3))
+		s.connections = min(s.connections, max(least, total/8*3))
 		s.volume = total - programBytes - s.connections
 	}
 	s.heap = heapBytes + s.connections + device.MapShare(s.volume)

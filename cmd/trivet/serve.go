@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -70,6 +72,9 @@ func serve(ctx context.Context, plan servePlan, stdout, stderr io.Writer) error 
 	defer signals.Close()
 
 	checks := takeManners(log, plan.memory.heap)
+	if err := enoughDescriptors(&plan); err != nil {
+		return fmt.Errorf("serve %s: %w", plan.volume.Dir, err)
+	}
 	s, err := startServer(ctx, plan, checks)
 	if errors.Is(err, context.Canceled) {
 		log.Info("stopped before it served")
@@ -148,8 +153,13 @@ func (s *server) listen() error {
 		closeAll(listeners)
 		return fmt.Errorf("control socket: %w", err)
 	}
-	s.frontend = startFrontend(s.volume, listeners, s.plan.memory.connections, s.plan.volume.Log)
-	s.control = control.Start(controlListener, control.Options{
+	kept, err := keepDescriptors(controlListener)
+	if err != nil {
+		closeAll(append(listeners, controlListener))
+		return err
+	}
+	s.frontend = startFrontend(s.volume, listeners, &s.plan)
+	s.control = control.Start(kept, control.Options{
 		Target: s, Faults: s.volume.Faults(), Log: s.plan.volume.Log,
 	})
 	return nil
@@ -187,8 +197,12 @@ func (s *server) Status() control.Status {
 	return status
 }
 
-// Inflight asks the volume.
-func (s *server) Inflight() []control.Inflight { return s.volume.Inflight() }
+// Inflight asks the volume, and the connections for what they hold back.
+func (s *server) Inflight() []control.Inflight {
+	list := append(s.volume.Inflight(), s.frontend.Inflight()...)
+	slices.SortStableFunc(list, func(a, b control.Inflight) int { return cmp.Compare(b.AgeSeconds, a.AgeSeconds) })
+	return list
+}
 
 // Events asks the volume.
 func (s *server) Events() []control.Event { return s.volume.Events() }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"trivet/device/nbd"
 	"trivet/journal"
 	"trivet/replica"
 )
@@ -24,6 +25,9 @@ const (
 	maxDeadline     = time.Hour
 	defaultDeadline = 20 * time.Second // below the 30 s of nbd-client, hazard 24
 	maxListeners    = 16
+	maxConnections  = 4096
+
+	defaultConnections = nbd.DefaultConns
 )
 
 // serveFlags are the flags of serve as they were written.
@@ -32,6 +36,7 @@ type serveFlags struct {
 	deadline     durationFlag
 	replicas     countFlag
 	shards       countFlag
+	connections  countFlag
 	listen       []string
 	slots        []string
 	control      string
@@ -59,6 +64,7 @@ func (f *serveFlags) register(set *pflag.FlagSet) {
 	set.StringVar(&f.arena, "arena", "", "directory on tmpfs for what is not on disk yet, so that it outlives\n"+
 		"the server (default: in /dev/shm)")
 	set.Var(&f.memory, "memory", "memory for all the server does: payloads, block cache, map, connections.\nThe metadata helpers, one process of some 50M a slot, are apart\n(default: what the volume can use, up to an eighth of the machine's)")
+	set.Var(&f.connections, "connections", fmt.Sprintf("clients that are served at a time; one more takes the place of an\nidle one, or is refused (default %d)", defaultConnections))
 	set.Var(&f.deadline, "deadline", "time after which a request fails rather than waits")
 	set.StringVar(&f.name, "name", "", "name of the export, besides the empty one (default: DIR's name)")
 	set.StringVar(&f.survivor, "survivor", "", "what this slot holds counts, and the others are lost: new ones are made\n"+
@@ -101,11 +107,12 @@ func (v namedValue) Type() string { return v.word }
 
 // servePlan is a command line that makes sense.
 type servePlan struct {
-	volume   VolumeOptions
-	memory   memoryShares
-	listen   []endpoint
-	control  endpoint
-	logLevel slog.Level
+	volume      VolumeOptions
+	memory      memoryShares
+	connections int
+	listen      []endpoint
+	control     endpoint
+	logLevel    slog.Level
 }
 
 // plan validates the flags. Errors are for the user, and name the flag.
@@ -288,10 +295,20 @@ func (f *serveFlags) planArena(p *servePlan) error {
 }
 
 func (f *serveFlags) planLimits(p *servePlan) error {
+	if p.connections = int(f.connections); p.connections == 0 {
+		p.connections = defaultConnections
+	}
+	if p.connections < 1 || p.connections > maxConnections {
+		return fmt.Errorf("--connections %d: it is from 1 to %d", p.connections, maxConnections)
+	}
 	if least := sizeFlag(minMemoryBytes); f.memory != 0 && f.memory < least {
 		return fmt.Errorf("--memory %s is too little; give at least %s", &f.memory, &least)
 	}
-	p.memory = divideMemory(uint64(f.memory))
+	if least := sizeFlag(leastMemory(p.connections)); f.memory != 0 && f.memory < least {
+		return fmt.Errorf("--memory %s is too little for %d connections; give at least %s, or fewer --connections",
+			&f.memory, p.connections, &least)
+	}
+	p.memory = divideMemory(uint64(f.memory), p.connections)
 	p.volume.MemoryBytes = p.memory.volume
 	p.volume.Deadline = time.Duration(f.deadline)
 	if p.volume.Deadline < minDeadline || p.volume.Deadline > maxDeadline {

@@ -51,6 +51,8 @@ type Volume interface {
 	Submit(*device.Request)
 	Post(*device.Request)
 	Run()
+	Withdraw(client uint64)
+	Resume()
 	// Faults holds the rules in force; nil when the volume takes none.
 	Faults() *inject.Set
 	// Close completes what was submitted, flushes, releases everything and

@@ -62,18 +62,21 @@ func (s *Server) startPulse() {
 		defer s.running.Done()
 		tick := time.NewTicker(pulseEvery)
 		defer tick.Stop()
-		for {
+		for beating := true; ; {
 			select {
 			case <-s.stop:
 				return
 			case <-s.busy:
-				tick.Reset(pulseEvery)
-			case now := <-tick.C:
-				if len(*s.peers.Load()) == 0 {
+				if !beating {
+					tick.Reset(pulseEvery)
+					beating = true
+				}
+			case <-tick.C:
+				if beating = len(*s.peers.Load()) > 0; !beating {
 					tick.Stop()
 					continue
 				}
-				s.pulse.beat(now)
+				s.pulse.beat(time.Now())
 			}
 		}
 	}()

@@ -26,6 +26,10 @@ const (
 	silentShare = 10
 )
 
+// Descriptors is how many file descriptors a server of that many connections may
+// use at a time, besides its listeners.
+func Descriptors(connections int) int { return connections + 2*maxHandshakes }
+
 // errTooMany is why a connection is refused.
 var errTooMany = errors.New("too many connections")
 

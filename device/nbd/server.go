@@ -188,6 +188,8 @@ func (s *Server) Serve(l net.Listener) error {
 	}
 	defer s.running.Done()
 	defer s.unregister(l)
+	spare := keepSpare()
+	defer spare.close()
 	pause := time.Duration(0)
 	for {
 		nc, err := l.Accept()
@@ -197,6 +199,9 @@ func (s *Server) Serve(l net.Listener) error {
 			s.startConn(nc)
 		case s.closing.Load():
 			return nil
+		case spare.refuse(l, err):
+			s.refused.Add(1)
+			s.quiet.note(eventAccept, err)
 		case passing(err):
 			s.quiet.note(eventAccept, err)
 			pause = min(2*pause+5*time.Millisecond, time.Second)
