@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,6 +29,8 @@ type fake struct {
 
 	queue chan *device.Request // nil: complete inline
 	done  chan struct{}
+
+	gone atomic.Int32 // clients that were withdrawn
 
 	holding bool                 // requests wait for release
 	held    chan *device.Request // those that do
@@ -140,7 +143,7 @@ func (f *fake) Info() device.Info { return f.info }
 
 func (f *fake) Run() {}
 
-func (f *fake) Withdraw(uint64) {}
+func (f *fake) Withdraw(uint64) { f.gone.Add(1) }
 
 func (f *fake) Resume() {}
 

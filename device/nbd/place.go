@@ -43,11 +43,16 @@ var errIdle = errors.New("it was idle, and others want its place")
 func (s *Server) admitConn(c *conn) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for len(s.conns) >= s.opts.MaxConns+2*maxHandshakes && !s.closing.Load() {
+		s.mu.Unlock() // those that were ended are about to go
+		select {
+		case <-s.left:
+		case <-s.stop:
+		}
+		s.mu.Lock()
+	}
 	if s.closing.Load() {
 		return ErrClosed
-	}
-	if len(s.conns) >= s.opts.MaxConns+2*maxHandshakes { // some that were ended are not gone yet
-		return fmt.Errorf("%w: %d are open", errTooMany, len(s.conns))
 	}
 	if s.handshakes >= maxHandshakes {
 		s.pushOut()

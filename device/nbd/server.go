@@ -144,6 +144,7 @@ type Server struct {
 	peers   atomic.Pointer[[]*conn] // in transmission, or at its end; written under mu
 	pulse   pulse
 	busy    chan struct{} // capacity 1: there is a client
+	left    chan struct{} // capacity 1: a connection is gone
 	peeking sync.Mutex    // held while what a client left behind is looked through
 
 	mu         sync.Mutex // guards what follows, and every conn.stage
@@ -168,6 +169,7 @@ func New(backend Backend, opts Options) *Server {
 		conns:     make(map[*conn]struct{}),
 		stop:      make(chan struct{}),
 		busy:      make(chan struct{}, 1),
+		left:      make(chan struct{}, 1),
 	}
 	s.pulse.epoch = time.Now()
 	s.peers.Store(new([]*conn))
@@ -264,8 +266,8 @@ func (s *Server) startConn(nc net.Conn) {
 		nc.Close()
 		return
 	}
-	if err := s.admitConn(c); err != nil {
-		s.refuse(nc, err)
+	if s.admitConn(c) != nil { // the server closes
+		nc.Close()
 		return
 	}
 	tune(nc)
@@ -286,21 +288,16 @@ func tune(nc net.Conn) {
 	}
 }
 
-// refuse closes a connection that is not served.
-func (s *Server) refuse(nc net.Conn, err error) {
-	nc.Close()
-	if errors.Is(err, errTooMany) {
-		s.refused.Add(1)
-		s.quiet.note(eventRefused, err)
-	}
-}
-
 func (s *Server) forget(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.uncount(c)
 	delete(s.conns, c)
 	s.publish()
+	select {
+	case s.left <- struct{}{}:
+	default:
+	}
 }
 
 // Close stops accepting, lets requests in flight complete and their replies
