@@ -69,8 +69,13 @@ func (v *View) Inflight(to []Waiting, max int) []Waiting {
 	queues := [...]struct {
 		list *partList
 		what string
-	}{{&c.waiting, "durability"}, {&c.unmapped, "map page"}, {&c.queued, "free read"}, {&c.reading, "disk read"},
-		{&c.turns.behind, "an older write of the same blocks"}}
+	}{
+		{&c.waiting, "durability"},
+		{&c.unmapped, "map page"},
+		{&c.queued, "free read"},
+		{&c.reading, "disk read"},
+		{&c.turns.behind, "an older write of the same blocks"},
+	}
 	for _, q := range queues {
 		for p := q.list.oldest; p != nil && len(to) < max; p = p.newer {
 			w := Waiting{Op: p.Op, LBA: p.LBA, Skip: p.Skip, Length: p.Length, For: q.what, Deadline: p.Deadline}

@@ -227,10 +227,15 @@ func (s *Server) letPass(c *conn) {
 	}
 	for _, o := range peers {
 		if o != c && o.posting.Load() && o.hungUp() {
-			o.turn.Lock()
-			o.turn.Unlock() //nolint:staticcheck // it was waited for
+			o.submitted()
 		}
 	}
+}
+
+// submitted waits until the reader has submitted what it is about to.
+func (c *conn) submitted() {
+	c.turn.Lock()
+	defer c.turn.Unlock()
 }
 
 // letLeave lets clients that have hung up leave before a new one's requests are

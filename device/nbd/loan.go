@@ -20,10 +20,12 @@ import (
 const (
 	// ownBytes is a connection's own share. Writes are taken in smaller chunks when
 	// no more is to be had.
-	ownBytes = 128 << 10
+	ownBytes = 96 << 10
 	// connBytes is what a connection costs that borrows nothing: its own share,
 	// its input, its goroutines and tables.
-	connBytes = ownBytes + leastInput + 28<<10
+	connBytes = ownBytes + leastInput + 24<<10
+	// shakeBytes is what a connection costs in its handshake.
+	shakeBytes = maxOption + 16<<10
 	// leastShared can be lent to a single connection for its longest request,
 	// which is a read: long writes are many requests.
 	leastShared = maxReplyBytes
@@ -34,7 +36,12 @@ const (
 // MinMemoryBytes is the least Options.MemoryBytes for that many connections; less
 // counts as that.
 func MinMemoryBytes(connections int) uint64 {
-	return leastShared + uint64(connections+maxHandshakes)*connBytes
+	return leastShared + ownShares(connections)
+}
+
+// ownShares is what that many connections cost before they borrow.
+func ownShares(connections int) uint64 {
+	return uint64(connections)*connBytes + maxHandshakes*shakeBytes
 }
 
 // loans is the memory that connections share.

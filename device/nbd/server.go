@@ -122,7 +122,7 @@ func (o Options) withDefaults() Options {
 // shared is what is left for loans when every connection has its share: at least
 // enough for the longest request.
 func (o *Options) shared() uint64 {
-	return o.MemoryBytes - uint64(o.MaxConns+maxHandshakes)*connBytes
+	return o.MemoryBytes - ownShares(o.MaxConns)
 }
 
 func setDefault(d *time.Duration, value time.Duration) {
