@@ -139,9 +139,13 @@ func (c *conn) notRead() {
 }
 
 // stamp notes when the bytes came that were read just now.
-func (in *input) stamp(n int) error {
+// With less than was asked for, nothing is left of what had come.
+func (in *input) stamp(n, asked int) error {
 	now := time.Now()
 	came := in.pulse.came(now)
+	if came.Before(in.drained) {
+		came = in.drained
+	}
 	if len(in.marks.list) > 0 {
 		if at := in.marks.came(in.total); !at.IsZero() && at.Before(came) {
 			came = at
@@ -149,6 +153,9 @@ func (in *input) stamp(n int) error {
 	}
 	in.total += uint64(n)
 	in.came = came
+	if n < asked {
+		in.drained = now
+	}
 	if age := now.Sub(came); in.oldest > 0 && age >= in.oldest {
 		return fmt.Errorf("%w: %v", errUnread, age)
 	}

@@ -156,6 +156,8 @@ func (c *conn) report(e event, err error) {
 	case errors.Is(err, errDisconnect), errors.Is(err, errClosing), errors.Is(err, io.EOF), errors.Is(err, errGone):
 	case errors.Is(err, errStalled):
 		c.srv.quiet.note(eventStalled, err)
+	case errors.Is(err, errUnread):
+		c.srv.quiet.note(eventUnread, err)
 	case errors.Is(err, net.ErrClosed), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		// The client is gone, or the writer gave it up and has said so.
 	default:

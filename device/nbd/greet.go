@@ -33,7 +33,7 @@ func (c *conn) negotiate() error {
 		c.in.r, c.in.mem = 0, mem
 	}
 	c.session = h.session()
-	c.in.oldest = c.session.deadline
+	c.in.oldest, c.in.drained = c.session.deadline, time.Now()
 	c.in.stall = c.srv.opts.MessageTimeout
 	if err := c.nc.SetDeadline(time.Time{}); err != nil {
 		return fmt.Errorf("set deadline: %w", err)

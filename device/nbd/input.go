@@ -55,11 +55,12 @@ type input struct {
 	deadline time.Time // of reads, as last set; zero when there is none
 
 	// See arrival.go.
-	pulse  *pulse
-	total  uint64        // bytes read so far
-	came   time.Time     // when the last bytes came that were read
-	marks  marks         // of what was not read yet
-	oldest time.Duration // at which a connection is cut; 0: never
+	pulse   *pulse
+	total   uint64        // bytes read so far
+	came    time.Time     // when the last bytes came that were read
+	drained time.Time     // when all was read that had come
+	marks   marks         // of what was not read yet
+	oldest  time.Duration // at which a connection is cut; 0: never
 }
 
 // bytes is what can be parsed now.
@@ -104,7 +105,7 @@ func (in *input) read(p []byte, inside bool) (int, error) {
 		n, err := in.nc.Read(p)
 		switch {
 		case n > 0:
-			return n, in.stamp(n)
+			return n, in.stamp(n, len(p))
 		case err == nil:
 			continue
 		case errors.Is(err, io.EOF) && !inside:

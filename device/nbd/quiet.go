@@ -15,6 +15,7 @@ const (
 	eventHandshake
 	eventOutOfStep
 	eventStalled
+	eventUnread
 	eventAccept
 	eventUnserved
 	eventKinds
@@ -26,6 +27,7 @@ var eventText = [eventKinds]string{
 	eventHandshake: "nbd: handshake failed",
 	eventOutOfStep: "nbd: client broke the protocol, connection closed",
 	eventStalled:   "nbd: client stalled, connection closed",
+	eventUnread:    "nbd: connection was not read in time, and is cut: its requests may be too old",
 	eventAccept:    "nbd: accept failed",
 	eventUnserved:  "nbd: connection is neither a unix nor a TCP socket",
 }
