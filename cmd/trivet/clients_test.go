@@ -147,7 +147,7 @@ func TestDescriptorsRunOut(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer nc.Close()
-		if err := nc.SetDeadline(time.Now().Add(5 * time.Second)); err != nil { // a handshake may take 10
+		if err := nc.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		switch n, err := io.ReadFull(nc, make([]byte, 18)); {
