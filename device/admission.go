@@ -69,7 +69,7 @@ type ticket struct {
 // one thing while holding another: a part gets log space and pages at once.
 //
 // Nobody passes an older part that overlaps, whoever sent that one and whatever
-// kind it is of; see order. And nobody is let in whose client has hung up: it is
+// kind it is of; see precedence. And nobody is let in whose client has hung up: it is
 // asked when the part's turn comes, while those that overlap still wait for it.
 // So what a client sent before it hung up cannot land on what was written since.
 type line struct {
@@ -87,7 +87,7 @@ type line struct {
 
 	soonest time.Duration // no part's deadline is earlier
 
-	order order // who must not be overtaken by whom
+	order precedence // who must not be overtaken by whom
 }
 
 // gate is where parts of one kind enter one shard.
@@ -114,7 +114,7 @@ type flow struct {
 }
 
 func newLine(shards, reserve int, s supply) line {
-	l := line{supply: s, reserve: reserve, gates: make([]gate, 2*shards), order: newOrder()}
+	l := line{supply: s, reserve: reserve, gates: make([]gate, 2*shards), order: newPrecedence()}
 	for i := range shards {
 		log := new(logSpace)
 		l.gates[2*i] = gate{shard: i, log: log}

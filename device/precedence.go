@@ -9,7 +9,7 @@ import (
 	"trivet/shard"
 )
 
-// order knows which of the parts at the door overlap, and lets none of them pass
+// precedence knows which of the parts at the door overlap, and lets none of them pass
 // an older one. A part is older when its deadline is earlier, or the same and it
 // came before: that is the order in which what a client has at a gate enters, so
 // nobody waits in a circle. The later parts of a long request are older than some
@@ -19,7 +19,7 @@ import (
 // leaves. What it looks through lies in one region, and is bounded: behind
 // mostLooked others it waits for one of them, overlapping or not.
 // Owner: the line.
-type order struct {
+type precedence struct {
 	newest map[journal.Region]*berth // by region; never ranged over
 	came   uint64                    // parts
 	inside *berth                    // of a part that was let in; nil once its shard has it
@@ -43,7 +43,7 @@ type berth struct {
 	nextWait *berth // the next who waits for the same
 }
 
-func newOrder() order { return order{newest: map[journal.Region]*berth{}} }
+func newPrecedence() precedence { return precedence{newest: map[journal.Region]*berth{}} }
 
 // span returns the blocks that the part changes. ok is false for one that changes
 // none, which is in no order: a Refresh writes what is there.
@@ -53,7 +53,7 @@ func (p *part) span() (first, last journal.LBA, ok bool) {
 }
 
 // overlaps reports whether a part that has just come would pass an older one.
-func (o *order) overlaps(p *part) bool {
+func (o *precedence) overlaps(p *part) bool {
 	first, last, ok := p.span()
 	if !ok || len(o.newest) == 0 {
 		return false
@@ -64,7 +64,7 @@ func (o *order) overlaps(p *part) bool {
 
 // add gives a part its place. It returns the part that it waits for, if that is
 // still at the door.
-func (o *order) add(p *part) *part {
+func (o *precedence) add(p *part) *part {
 	first, last, ok := p.span()
 	if !ok {
 		return nil
@@ -96,7 +96,7 @@ func (o *order) add(p *part) *part {
 }
 
 // find returns a part that b must not pass, of one and those that came before it.
-func (o *order) find(b, from *berth) *berth {
+func (o *precedence) find(b, from *berth) *berth {
 	looked := 0
 	for q := from; q != nil; q = q.older {
 		looked++
@@ -123,10 +123,10 @@ func (b *berth) await(q *berth) {
 }
 
 // waits reports whether a part must let another go first.
-func (o *order) waits(p *part) bool { return p.berth != nil && p.berth.behind != nil }
+func (o *precedence) waits(p *part) bool { return p.berth != nil && p.berth.behind != nil }
 
 // entering notes that a part was let in. It keeps its place until settled.
-func (o *order) entering(p *part) {
+func (o *precedence) entering(p *part) {
 	o.inside = p.berth
 	if p.berth != nil {
 		p.berth.part, p.berth = nil, nil
@@ -134,7 +134,7 @@ func (o *order) entering(p *part) {
 }
 
 // settled notes that the part that was let in has reached its shard.
-func (o *order) settled() {
+func (o *precedence) settled() {
 	if o.inside != nil {
 		o.leave(o.inside)
 		o.inside = nil
@@ -142,7 +142,7 @@ func (o *order) settled() {
 }
 
 // remove takes a part out that was not let in.
-func (o *order) remove(p *part) {
+func (o *precedence) remove(p *part) {
 	if p.berth != nil {
 		o.leave(p.berth)
 		p.berth = nil
@@ -150,7 +150,7 @@ func (o *order) remove(p *part) {
 }
 
 // leave takes a place out, and lets those who wait for it look for another.
-func (o *order) leave(b *berth) {
+func (o *precedence) leave(b *berth) {
 	if b.behind != nil {
 		b.behind.forget(b)
 	}
