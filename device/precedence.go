@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"trivet/journal"
-	"trivet/shard"
 )
 
 // precedence knows which of the parts at the door overlap, and lets none of them pass
@@ -46,10 +45,10 @@ type berth struct {
 func newPrecedence() precedence { return precedence{newest: map[journal.Region]*berth{}} }
 
 // span returns the blocks that the part changes. ok is false for one that changes
-// none, which is in no order: a Refresh writes what is there.
+// none, which is in no order.
 func (p *part) span() (first, last journal.LBA, ok bool) {
 	n := (p.Skip + p.Length + blockBytes - 1) / blockBytes
-	return p.LBA, p.LBA + journal.LBA(n) - 1, n > 0 && p.Op != shard.Refresh
+	return p.LBA, p.LBA + journal.LBA(n) - 1, n > 0
 }
 
 // overlaps reports whether a part that has just come would pass an older one.

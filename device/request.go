@@ -19,12 +19,11 @@ const (
 	WriteZeroes // the range reads as zeros; a hole unless NoHole is set
 	Cache       // read the range into memory, return nothing
 	BlockStatus // fill Extents, move no data
-	refresh     // write what is there; the device's own
 )
 
 // String names the operation as status, metrics and logs print it.
 func (o Op) String() string {
-	names := [...]string{"read", "write", "flush", "trim", "write-zeroes", "cache", "block-status", "refresh"}
+	names := [...]string{"read", "write", "flush", "trim", "write-zeroes", "cache", "block-status"}
 	if int(o) < len(names) {
 		return names[o]
 	}

@@ -27,10 +27,6 @@ const (
 	vainTimes = 4
 )
 
-// returnBytesPerSecond is how fast a slot that returns is given what it missed:
-// all slots write it, beside what the clients want.
-const returnBytesPerSecond = 128 << 20
-
 // tellEvery is how often an event tells how far a return has come.
 const tellEvery = 10 * time.Second
 
@@ -52,7 +48,6 @@ type returns struct {
 
 	absent  []absentSlot       // by ID; the goroutine's, as is what follows
 	highest journal.Generation // tried
-	paced   time.Time          // no region is refreshed before
 }
 
 // absentSlot is when a slot is tried again.
@@ -195,9 +190,8 @@ func (r *returns) volume(slot int) *resync.Volume {
 			}
 			return r.reopenSlot(slot)
 		},
-		Start:   func(s *replica.Slot) shard.Slot { return d.startEngine(slot, s) },
-		Refresh: r.refresh, Wait: r.wait,
-		Progress: r.progress(slot),
+		Start: func(s *replica.Slot) shard.Slot { return d.startEngine(slot, s) },
+		Wait:  r.wait, Progress: r.progress(slot),
 	}
 }
 
@@ -233,25 +227,6 @@ func (r *returns) wait(start func(done func())) error {
 	case <-r.ctx.Done():
 		return errClosing
 	}
-}
-
-// refresh logs a region again, at a bounded pace.
-func (r *returns) refresh(g journal.Region, done func(error)) {
-	d := r.device
-	at := uint64(g) * regionBytes
-	if at >= d.info.SizeBytes {
-		done(nil)
-		return
-	}
-	if err := pause(r.ctx, time.Until(r.paced)); err != nil {
-		done(errClosing)
-		return
-	}
-	r.paced = time.Now().Add(time.Second * regionBytes / returnBytesPerSecond)
-	d.Submit(&Request{
-		Op: refresh, Offset: at, Length: uint32(min(regionBytes, d.info.SizeBytes-at)),
-		Done: func(q *Request) { done(q.Err) },
-	})
 }
 
 // progress tells how far a return has come, now and then: the status always does.

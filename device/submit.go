@@ -100,7 +100,7 @@ func (d *Device) Post(r *Request) {
 // check refuses what no shard could do.
 func (d *Device) check(r *Request) error {
 	switch {
-	case r.Op > refresh:
+	case r.Op > BlockStatus:
 		return fmt.Errorf("%w: %v", ErrInvalid, r.Op)
 	case r.Op == Flush:
 		return nil
@@ -179,12 +179,6 @@ func (d *Device) submitPart(r *Request) {
 	case Trim, WriteZeroes:
 		d.writeRange(p, r)
 		return
-	case refresh:
-		p.Op = shard.Refresh
-		if d.admit(p, p.Length/blockBytes, nil) {
-			d.shards[p.shard].Post(&p.Part)
-		}
-		return
 	}
 	d.shards[d.shardOf(offset)].Post(&p.Part)
 }
@@ -194,7 +188,7 @@ func (d *Device) submitPart(r *Request) {
 func (d *Device) cut(r *Request, offset, end uint64) uint64 {
 	region := (offset/regionBytes + 1) * regionBytes
 	switch r.Op {
-	case Read, Write, Cache, refresh:
+	case Read, Write, Cache:
 		return (offset/chunkBytes + 1) * chunkBytes
 	case Trim, WriteZeroes:
 		if offset%blockBytes != 0 {

@@ -45,6 +45,7 @@ func (x *nullExecutor) Prepare(p *Prepare)    { x.prepare = p }
 func (x *nullExecutor) Load(l *Load)          { x.load = l }
 func (x *nullExecutor) Commit(c *Commit)      { x.commit = c }
 func (x *nullExecutor) Clean(*Clean)          {}
+func (x *nullExecutor) Fill(*Fill)            {}
 func (x *nullExecutor) Recycle(free []uint32) { x.free = append(x.free, free...) }
 
 // run finishes what is under way.

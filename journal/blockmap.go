@@ -7,6 +7,10 @@ import "fmt"
 type page struct {
 	region Region
 	stamp  Stamp // of the region's last change; kept when the page is empty
+	// A patchy page lacks records: it is whole up to an earlier stamp, and has what
+	// was fed since. Until it is loaded, whole is not known. See fill.go.
+	patchy bool
+	whole  Stamp
 	entryTable
 	known entrySet
 
@@ -74,7 +78,7 @@ func (l *pageList) toStore() int { return l.bytes + l.len*pairOverhead }
 const (
 	// pageOverhead is what one takes beside its entries: itself, and its place in
 	// the table of resident pages.
-	pageOverhead = 240
+	pageOverhead = 264
 	// pairOverhead is what a dirty one is going to take in a checkpoint, if few of its
 	// entries have changed, or of every pair beside its value.
 	pairOverhead = 160
@@ -108,6 +112,12 @@ type blockMap struct {
 	committing  int // bytes of pages, and of their pairs, that wait for a commit
 	loading     int // pages that were asked for
 	loaded      int // bytes that a page takes once it is loaded: an average of late
+
+	// Regions that the lane has not got all records of: all of them, or those of
+	// the set. A record that comes to one makes its page patchy.
+	lacksAll bool
+	lacking  RegionSet
+	unsure   bool // an older program has left pages that do not say that they are patchy
 
 	segments *segmentTable
 	// encodeNow is called with a frozen page that is about to change.
@@ -209,12 +219,16 @@ func (m *blockMap) want(p *page) {
 	}
 }
 
-// touch prepares the region's page for a change by the record with the stamp.
+// touch prepares the region's page for a change by the record with the stamp; the
+// zero Stamp is that of a change by none.
 func (m *blockMap) touch(r Region, stamp Stamp) *page {
 	p := m.resident(r)
 	m.want(p) // also to learn what is overwritten, for the live counts
 	if p.onList == m.frozen {
 		m.preserve(p)
+	}
+	if stamp != (Stamp{}) && !p.patchy && (m.lacksAll || m.lacking.Has(r)) {
+		p.patchy, p.whole = true, p.stamp
 	}
 	if p.stamp.Less(stamp) {
 		p.stamp = stamp
@@ -237,7 +251,7 @@ func (m *blockMap) preserve(p *page) {
 		return
 	}
 	m.frozen.remove(p)
-	p.shadow = &page{region: p.region, stamp: p.stamp, entryTable: p.clone(), known: p.known, changed: p.changed, bytes: p.bytes}
+	p.shadow = &page{region: p.region, stamp: p.stamp, patchy: p.patchy, whole: p.whole, entryTable: p.clone(), known: p.known, changed: p.changed, bytes: p.bytes}
 	m.frozen.push(p.shadow)
 	m.clean.push(p)
 }
@@ -341,6 +355,11 @@ func (p *page) complete(stored *page, entries entryTable) {
 		entries.put(i, p.at(i))
 	}
 	p.entryTable = entries
+	if p.patchy {
+		p.whole = stored.upTo()
+	} else {
+		p.patchy, p.whole = stored.patchy, stored.whole
+	}
 	if p.stamp.Less(stored.stamp) {
 		p.stamp = stored.stamp
 	}
@@ -349,6 +368,14 @@ func (p *page) complete(stored *page, entries entryTable) {
 	}
 	p.based = stored.based
 	p.loaded = true
+}
+
+// upTo returns the stamp up to which a page has every record of its region.
+func (p *page) upTo() Stamp {
+	if p.patchy {
+		return p.whole
+	}
+	return p.stamp
 }
 
 // freeze moves the dirty pages to the checkpoint that begins; none is frozen.

@@ -205,6 +205,9 @@ func (c *Check) page(g Region, p *page) {
 	entries := p.all()
 	for _, e := range entries {
 		held = held || e.Content != Hole
+		if e.Content == Lost { // it should be the same
+			e.Content = Data
+		}
 		_, _ = digest.Write(binary.LittleEndian.AppendUint32([]byte{byte(e.Content)}, e.CRC))
 		sum = sum*31 + uint64(e.CRC) + uint64(e.Content)
 	}
@@ -213,6 +216,9 @@ func (c *Check) page(g Region, p *page) {
 	}
 	for i := 0; i < RegionBlocks; {
 		n := 1
+		if entries[i].Content == Lost {
+			c.Found(fmt.Sprintf("block %d", g.First()+LBA(i)), fmt.Errorf("%w; its checksum should be %08x", ErrLost, entries[i].CRC))
+		}
 		if entries[i].Content == Data && c.place(g.First()+LBA(i), entries[i]) {
 			for ; i+n < RegionBlocks && follows(entries[i+n-1], entries[i+n]); n++ {
 				if !c.place(g.First()+LBA(i+n), entries[i+n]) {

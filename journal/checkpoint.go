@@ -261,13 +261,14 @@ func (l *Lane) abortCheckpoint() {
 }
 
 // laneRecord is what a checkpoint says of the lane itself. Little-endian:
-// version (2), flags (2: bit 0 incomplete, bit 1 fed), generation (8), LSN (8), segment
-// (4), life (4), offset (4), chain (4), segments (4), chunks (4).
+// version (2), flags (2: bit 0 incomplete, bit 1 fed, bit 2 unsure), generation (8),
+// LSN (8), segment (4), life (4), offset (4), chain (4), segments (4), chunks (4).
 type laneRecord struct {
 	stamp      Stamp // up to which the map is complete
 	position   replayPosition
 	incomplete bool // a copy from a peer is under way: counts for nothing
 	fed        bool // while the volume is served; see Recovery.Fed
+	unsure     bool // incomplete, and pages may be patchy that do not say so
 
 	// How many entries of the segment table and chunks of stored regions the store
 	// has beside the record: one that is gone is missed.
@@ -282,15 +283,16 @@ type replayPosition struct {
 }
 
 const (
-	laneRecordVersion = 4
+	laneRecordVersion = 5
 	laneRecordCounted = 4 // the first with counts
+	laneRecordPatchy  = 5 // the first whose pages say that they are patchy
 	laneRecordOldest  = 2 // had no deltas
 	laneRecordSize    = 44
 	laneRecordShort   = 36 // without counts
 )
 
 func (l *Lane) record() laneRecord {
-	return laneRecord{stamp: Stamp{l.generation, l.written}, position: l.position, incomplete: l.incomplete, fed: l.incomplete}
+	return laneRecord{stamp: Stamp{l.generation, l.written}, position: l.position, incomplete: l.incomplete, fed: l.incomplete, unsure: l.incomplete && l.blocks.unsure}
 }
 
 func (r laneRecord) encode() []byte {
@@ -302,6 +304,9 @@ func (r laneRecord) encode() []byte {
 	}
 	if r.fed {
 		flags |= 2
+	}
+	if r.unsure {
+		flags |= 4
 	}
 	b = le.AppendUint16(b, flags)
 	b = le.AppendUint64(b, uint64(r.stamp.Generation))
@@ -328,7 +333,9 @@ func decodeLaneRecord(b []byte) (r laneRecord, err error) {
 	if len(b) != size {
 		return r, fmt.Errorf("lane record of %d bytes, expected %d: %w", len(b), size, ErrNotThis)
 	}
-	r.incomplete, r.fed = le.Uint16(b[2:])&1 != 0, le.Uint16(b[2:])&2 != 0
+	flags := le.Uint16(b[2:])
+	r.incomplete, r.fed, r.unsure = flags&1 != 0, flags&2 != 0, flags&4 != 0
+	r.unsure = r.unsure || r.incomplete && le.Uint16(b) < laneRecordPatchy
 	r.stamp = Stamp{Generation(le.Uint64(b[4:])), LSN(le.Uint64(b[12:]))}
 	r.position = replayPosition{le.Uint32(b[20:]), le.Uint32(b[24:]), le.Uint32(b[28:]), le.Uint32(b[32:])}
 	if r.counted {

@@ -90,7 +90,7 @@ func (c *Copier) Copy(g Region, from *Recovery, doubt Doubt) error {
 	if err != nil {
 		return fmt.Errorf("map page of region %d in slot %d: %w", g, c.To.Lane.cfg.ID.Slot, err)
 	}
-	if source.stamp == target.stamp && doubt == Behind {
+	if source.stamp == target.stamp && doubt == Behind && !target.patchy {
 		return nil
 	}
 	theirs, ours := source.all(), target.all()
@@ -99,10 +99,14 @@ func (c *Copier) Copy(g Region, from *Recovery, doubt Doubt) error {
 	for i := 0; i < RegionBlocks; {
 		n := 1
 		switch e := theirs[i]; {
+		case e.Content == Lost:
+			if err := c.copyLost(g, i, ours[i], e); err != nil {
+				return err
+			}
 		case e.Content != Data:
 			b.fill(p, i, 1, e.Content)
-		case force || !e.sameContent(ours[i]):
-			for i+n < RegionBlocks && n < 64 && theirs[i+n].Content == Data && (force || !theirs[i+n].sameContent(ours[i+n])) {
+		case force || !e.SameContent(ours[i]):
+			for i+n < RegionBlocks && n < 64 && theirs[i+n].Content == Data && (force || !theirs[i+n].SameContent(ours[i+n])) {
 				n++
 			}
 			if err := c.copyRun(g, i, theirs[i:i+n], from, p); err != nil {
@@ -111,11 +115,32 @@ func (c *Copier) Copy(g Region, from *Recovery, doubt Doubt) error {
 		}
 		i += n
 	}
-	p.stamp = source.stamp // last, for it says that the region is equal
+	p.stamp, p.patchy = source.stamp, false // last, for it says that the region is equal
 	if b.dirty.len >= copyDirtyPages {
 		return c.commit(laneRecord{stamp: c.To.Stamp, incomplete: true, fed: c.To.Fed})
 	}
 	return nil
+}
+
+// copyLost makes a block what it should be that the source has not got, if any lane
+// has it; else it is lost here as well.
+func (c *Copier) copyLost(g Region, i int, ours, e Entry) error {
+	e.Content = Data
+	p := c.To.Lane.blocks.pages[g]
+	block := disk.Alloc(BlockSize)
+	if ours.SameContent(e) && c.To.readBlock(ours, block) == nil {
+		return nil
+	}
+	if !c.readPeers(g, i, e, block) {
+		e.Content = Lost
+		c.To.Lane.blocks.set(p, i, e)
+		return nil
+	}
+	at, err := c.write(g.First()+LBA(i), []Entry{e}, block)
+	if err == nil {
+		c.enter(p, i, []Entry{e}, at)
+	}
+	return err
 }
 
 // copyRun reads the blocks of a run from the source and appends them.
@@ -129,15 +154,19 @@ func (c *Copier) copyRun(g Region, index int, run []Entry, from *Recovery, p *pa
 			return fmt.Errorf("block %d in slot %d: %w: %v", g.First()+LBA(index+i), from.Lane.cfg.ID.Slot, ErrSource, err)
 		}
 	}
-	at, err := c.write(g.First()+LBA(index), run)
-	if err != nil {
-		return err
+	at, err := c.write(g.First()+LBA(index), run, c.payload)
+	if err == nil {
+		c.enter(p, index, run, at)
 	}
+	return err
+}
+
+// enter makes the page name a run that was written from block at on.
+func (c *Copier) enter(p *page, index int, run []Entry, at uint32) {
 	for i, e := range run {
 		c.To.Lane.blocks.set(p, index+i, Entry{Segment: c.open.Index, Life: c.open.Life, Block: uint16(at) + uint16(i), Content: Data, CRC: e.CRC})
 	}
 	c.Copied += len(run)
-	return nil
 }
 
 // readBlock reads the block at an entry's place and checks it.
@@ -158,16 +187,16 @@ func (c *Copier) readPeers(g Region, index int, e Entry, block []byte) bool {
 			continue
 		}
 		p, err := peer.page(g)
-		if err == nil && p.at(index).sameContent(e) && peer.readBlock(p.at(index), block) == nil {
+		if err == nil && p.at(index).SameContent(e) && peer.readBlock(p.at(index), block) == nil {
 			return true
 		}
 	}
 	return false
 }
 
-// write appends a batch of one copy record; it returns the block offset of its
-// first data block.
-func (c *Copier) write(lba LBA, run []Entry) (at uint32, err error) {
+// write appends a batch of one copy record, with the first blocks of payload; it
+// returns the block offset of its first data block.
+func (c *Copier) write(lba LBA, run []Entry, payload []byte) (at uint32, err error) {
 	if c.open == nil || c.open.next+1+uint32(len(run)) > c.open.Blocks {
 		if err := c.roll(); err != nil {
 			return 0, err
@@ -178,7 +207,7 @@ func (c *Copier) write(lba LBA, run []Entry) (at uint32, err error) {
 		for _, entry := range run {
 			e.checksum(entry.CRC)
 		}
-	}, c.payload[:len(run)*BlockSize])
+	}, payload[:len(run)*BlockSize])
 }
 
 // append writes a batch of what add encodes; it returns the block offset of its
@@ -298,7 +327,8 @@ func (c *Copier) commit(record laneRecord) error {
 	}
 	l := c.To.Lane
 	shard := l.cfg.ID.Shard
-	c.To.Stamp, record.position = record.stamp, l.position
+	l.blocks.unsure = l.blocks.unsure && record.incomplete
+	c.To.Stamp, record.position, record.unsure = record.stamp, l.position, l.blocks.unsure
 	l.ckpt.op.Pairs = l.ckpt.op.Pairs[:0]
 	for p := l.blocks.dirty.oldest; p != nil; p = p.newer {
 		if _, err := c.To.page(p.region); err != nil {

@@ -13,11 +13,13 @@ const (
 	Hole Content = iota // never written, or trimmed: reads as zeros
 	Data                // in the log, at a place
 	Zero                // reads as zeros, and stays allocated
+	Lost                // no slot could read it: an error until it is written
 )
 
 // Entry is the map's entry of one block: what it holds and, for Data, where in
 // the slot's log and with which CRC32C. A place names the segment's life, so
-// that it never means what a recycled segment holds later.
+// that it never means what a recycled segment holds later. A Lost block has no
+// place, and the CRC32C that its content should have.
 type Entry struct {
 	Segment uint32
 	Life    uint32
@@ -31,10 +33,13 @@ func (e Entry) samePlace(o Entry) bool {
 	return e.Content == o.Content && e.Segment == o.Segment && e.Life == o.Life && e.Block == o.Block
 }
 
-// sameContent tells whether two lanes' entries say that a block holds the same.
-func (e Entry) sameContent(o Entry) bool {
-	return e.Content == o.Content && (e.Content != Data || e.CRC == o.CRC)
+// SameContent reports whether two lanes' entries say that a block holds the same.
+func (e Entry) SameContent(o Entry) bool {
+	return e.Content == o.Content && (e.Content != Data && e.Content != Lost || e.CRC == o.CRC)
 }
+
+// hasData reports whether the block should be made of data: it is, or it is lost.
+func (e Entry) hasData() bool { return e.Content == Data || e.Content == Lost }
 
 // entrySet is a set of a region's entries, by index.
 type entrySet [RegionBlocks / 64]uint64

@@ -108,6 +108,16 @@ func goldenDelta() (changed entrySet, p *page, encoded []byte) {
 	return changed, p, p.encode(nil, &changed)
 }
 
+// goldenPatchy is a page that lacks records, with blocks that are lost.
+func goldenPatchy() (*page, []byte) {
+	p, _ := goldenPage()
+	p.patchy, p.whole = true, Stamp{Generation: 3, LSN: 0x2222}
+	for i := range 3 {
+		p.put(200+i, Entry{Content: Lost, CRC: 0xfeed0000 + uint32(i)})
+	}
+	return p, p.encode(nil, nil)
+}
+
 func goldenSegment() (*segmentInfo, []byte) {
 	s := &segmentInfo{index: 4, life: 5, previous: 3, firstLSN: 100, lastLSN: 200, used: 1000, live: 77, state: segmentCondemned}
 	return s, s.encode(nil, s.live)
@@ -134,7 +144,9 @@ func TestGolden(t *testing.T) {
 	changed, patched, deltaBytes := goldenDelta()
 	golden(t, "delta.v3", deltaBytes)
 	golden(t, "segment.v1", segmentBytes)
-	golden(t, "lane.v4", laneBytes)
+	golden(t, "lane.v5", laneBytes)
+	patchyPage, patchyBytes := goldenPatchy()
+	golden(t, "page.v5", patchyBytes)
 
 	var gotD descriptor
 	if err := decodeDescriptor(descriptorBlock, d.position, &gotD); err != nil || gotD.epoch != d.epoch || gotD.generation != d.generation ||
@@ -167,12 +179,18 @@ func TestGolden(t *testing.T) {
 	if gotR, err := decodeLaneRecord(laneBytes); err != nil || gotR != r {
 		t.Errorf("lane record decodes to %+v, %v", gotR, err)
 	}
-	r.segments, r.chunks, r.counted = 0, 0, false
-	for _, version := range []byte{3, 2} { // which had no counts; of 2, that there were no deltas is all that was different
-		laneBytes = laneBytes[:laneRecordShort]
-		laneBytes[0] = version
-		if version == 3 {
-			golden(t, "lane.v3", laneBytes)
+	gotP = page{}
+	if err := decodePage(patchyBytes, patchyPage.region, &gotP, nil); err != nil || gotP.all() != patchyPage.all() || gotP.stamp != patchyPage.stamp || !gotP.patchy || gotP.whole != patchyPage.whole {
+		t.Errorf("patchy page decodes to %+v, %v", gotP, err)
+	}
+	r.unsure = true                           // older ones do not say which pages are patchy
+	for _, version := range []byte{4, 3, 2} { // 3 had no counts; of 2, that there were no deltas is all that was different
+		if laneBytes[0] = version; version < laneRecordCounted {
+			laneBytes = laneBytes[:laneRecordShort]
+			r.segments, r.chunks, r.counted = 0, 0, false
+		}
+		if version > 2 {
+			golden(t, fmt.Sprintf("lane.v%d", version), laneBytes)
 		}
 		if gotR, err := decodeLaneRecord(laneBytes); err != nil || gotR != r {
 			t.Errorf("lane record of version %d decodes to %+v, %v", version, gotR, err)

@@ -110,6 +110,7 @@ type Lane struct {
 	loadFails int
 	ckpt      checkpoint
 	cleaner   cleaning
+	filling   filling
 }
 
 // newLane makes a lane with an empty map and log.
@@ -143,6 +144,7 @@ func (r *Recovery) Activate(a Activation) *Lane {
 	l.ckpt.since = r.Bytes // none after a copy: its commit holds everything
 	l.exec, l.window, l.marks, l.memory, l.generation = a.Executor, a.Window, a.Marks, a.Memory, a.Marks.Generation
 	l.incomplete, l.ckpt.incomplete = r.Incomplete, r.Incomplete
+	l.blocks.lacksAll, l.blocks.lacking = r.Incomplete, nil
 	last := a.Window.Last()
 	l.batched, l.planned, l.written, l.durable, l.want = last, last, last, last, last
 	l.found, l.skipped, l.batchedItem = r.Stamp.LSN, last, a.Window.itemNext
@@ -158,6 +160,7 @@ func (r *Recovery) Activate(a Activation) *Lane {
 	l.loading.Done = a.Connect(l.loaded)
 	l.ckpt.op.Done = a.Connect(l.committed)
 	l.cleaner.op.Done = a.Connect(l.cleaned)
+	l.filling.op.Done = a.Connect(l.filled)
 	l.cleaner.look, l.cleaner.moved = true, true
 	return l
 }
@@ -206,8 +209,13 @@ func (l *Lane) Appending(lsn LSN) bool {
 func (l *Lane) LastError() error { return l.lastErr }
 
 // Complete tells the lane that it has all that its peers have up to the last
-// record written: from its next checkpoint on it counts, and IsComplete.
-func (l *Lane) Complete() { l.incomplete = false }
+// record written: from its next checkpoint on it counts, and IsComplete. Lacks is 0.
+func (l *Lane) Complete() {
+	if l.blocks.lacksAll || l.filling.left > 0 {
+		panic("journal: a lane is complete that lacks regions")
+	}
+	l.incomplete, l.blocks.unsure = false, false
+}
 
 // IsComplete tells whether the last checkpoint says that the lane counts.
 func (l *Lane) IsComplete() bool { return !l.incomplete && !l.ckpt.incomplete }
@@ -233,6 +241,9 @@ func (l *Lane) Oldest() time.Duration {
 	if l.loading.busy {
 		at(l.loading.issued)
 	}
+	if l.filling.op.busy {
+		at(l.filling.op.issued)
+	}
 	if l.preparing.busy && l.pendingSince != 0 && !l.hasRoom() {
 		at(max(l.preparing.issued, l.pendingSince))
 	}
@@ -241,7 +252,7 @@ func (l *Lane) Oldest() time.Duration {
 
 // Busy tells whether the executor still has an operation of this lane.
 func (l *Lane) Busy() bool {
-	return l.outstanding > 0 || l.preparing.busy || l.loading.busy || l.ckpt.op.busy || l.cleaner.op.busy
+	return l.outstanding > 0 || l.preparing.busy || l.loading.busy || l.ckpt.op.busy || l.cleaner.op.busy || l.filling.op.busy
 }
 
 // Pump hands over whatever is due at now. It returns when it wants to be

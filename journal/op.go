@@ -23,6 +23,8 @@ type Executor interface {
 	Commit(*Commit)
 	// Clean carries out a piece of cleaning.
 	Clean(*Clean)
+	// Fill appends blocks that were copied from a peer.
+	Fill(*Fill)
 	// Recycle returns segments to the slot; the slice is the callee's.
 	Recycle(segments []uint32)
 }
@@ -181,6 +183,9 @@ type ReadBlock struct {
 	Buf   []byte // BlockSize bytes, aligned
 	Err   error  // set by the executor; wraps ErrChecksum for a mismatch
 }
+
+// ErrLost: no slot could read a block when this one was copied.
+var ErrLost = errors.New("the block is lost: no slot could read it")
 
 // ErrChecksum: a block is not what was written to its place.
 var ErrChecksum = errors.New("checksum mismatch")

@@ -17,16 +17,19 @@ import (
 //	0 8 region
 //	8 8 generation of the stamp
 //	16 8 LSN of the stamp
-//	24 2 number of runs
+//	24 2 number of runs; its highest bit: the page is patchy
 //	26 2 number of places
-//	28   places: segment (4), life (4), each named by its number
+//	28   of a patchy page: generation (8) and LSN (8) up to which it is whole
+//	     places: segment (4), life (4), each named by its number
 //	     runs: first index (1), length - 1 (1), content (1), place (1), and for
-//	     data first block (2), one CRC32C (4) a block
+//	     data first block (2), one CRC32C (4) a block; for lost blocks the CRCs alone
 //	end  CRC32C (4) of all before
 //
 // What no run of a whole page covers is a hole; in a delta, it is unchanged.
 const (
 	pageFixed    = 28
+	pageWhole    = 16
+	pagePatchy   = 1 << 15
 	placeFixed   = 8
 	runFixed     = 4
 	runDataFixed = runFixed + 2
@@ -90,7 +93,7 @@ func (s storedPage) decode(r Region, p *page) error {
 // what it holds then. plain tells whether it had no delta, and whether it has none
 // now.
 func (p *page) store(pairs []Pair, shard uint16, plain bool) (_ []Pair, nowPlain bool) {
-	var scratch [pageFixed + RegionBlocks*(placeFixed+runDataFixed+4) + 4]byte // a page at its longest
+	var scratch [pageFixed + pageWhole + RegionBlocks*(placeFixed+runDataFixed+4) + 4]byte // a page at its longest
 	if p.based && p.changed.len() <= mostChanged && len(p.packed) > fewEntries {
 		delta := bytes.Clone(p.encode(scratch[:0], &p.changed))
 		return append(pairs, Pair{deltaKey(shard, p.region), delta}), false
@@ -117,16 +120,23 @@ func (p *page) encode(b []byte, only *entrySet) []byte {
 	b = le.AppendUint64(b, uint64(p.stamp.LSN))
 	countAt, runs := len(b), 0
 	b = append(b, 0, 0, 0, 0)
+	if p.patchy {
+		runs = pagePatchy
+		b = le.AppendUint64(b, uint64(p.whole.Generation))
+		b = le.AppendUint64(b, uint64(p.whole.LSN))
+	}
+	placesAt := len(b)
 	var numbers [RegionBlocks]uint8
 	b = p.encodePlaces(b, &numbers, only)
+	le.PutUint16(b[countAt+2:], uint16((len(b)-placesAt)/placeFixed))
 	for i := only.next(0); i < RegionBlocks; runs++ {
 		e, n := p.at(i), p.run(i, only)
 		b = append(b, byte(i), byte(n-1), byte(e.Content), numbers[i])
 		if e.Content == Data {
 			b = le.AppendUint16(b, e.Block)
-			for j := range n {
-				b = le.AppendUint32(b, p.at(i+j).CRC)
-			}
+		}
+		for j := 0; e.hasData() && j < n; j++ {
+			b = le.AppendUint32(b, p.at(i+j).CRC)
 		}
 		i = only.next(i + n)
 	}
@@ -134,8 +144,8 @@ func (p *page) encode(b []byte, only *entrySet) []byte {
 	return le.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
 }
 
-// encodePlaces appends the segments that the page names, and their number
-// before them; numbers gets, by entry, which one it is.
+// encodePlaces appends the segments that the page names; numbers gets, by entry,
+// which one it is.
 func (p *page) encodePlaces(b []byte, numbers *[RegionBlocks]uint8, only *entrySet) []byte {
 	le := binary.LittleEndian
 	start := len(b)
@@ -165,7 +175,6 @@ func (p *page) encodePlaces(b []byte, numbers *[RegionBlocks]uint8, only *entryS
 		}
 		numbers[i] = number
 	}
-	le.PutUint16(b[start-2:], uint16((len(b)-start)/placeFixed))
 	return b
 }
 
@@ -200,11 +209,20 @@ func decodePage(b []byte, r Region, p *page, delta *entrySet) error {
 		return fmt.Errorf("map page of region %d found for region %d: %w", p.region, r, ErrNotThis)
 	}
 	p.stamp = Stamp{Generation(le.Uint64(b[8:])), LSN(le.Uint64(b[16:]))}
-	places := int(le.Uint16(b[26:])) * placeFixed
-	if body = body[pageFixed:]; places > len(body) {
+	places, runs := int(le.Uint16(b[26:]))*placeFixed, int(le.Uint16(b[24:]))
+	body = body[pageFixed:]
+	p.patchy, p.whole = runs&pagePatchy != 0, Stamp{}
+	if p.patchy {
+		if len(body) < pageWhole {
+			return fmt.Errorf("map page of region %d: the stamp up to which it is whole is cut off: %w", r, ErrNotThis)
+		}
+		p.whole = Stamp{Generation(le.Uint64(body)), LSN(le.Uint64(body[8:]))}
+		body = body[pageWhole:]
+	}
+	if places > len(body) {
 		return fmt.Errorf("map page of region %d: places are cut off: %w", r, ErrNotThis)
 	}
-	return p.decodeRuns(body[:places], body[places:], int(le.Uint16(b[24:])), delta)
+	return p.decodeRuns(body[:places], body[places:], runs&^pagePatchy, delta)
 }
 
 func (p *page) decodeRuns(places, b []byte, runs int, delta *entrySet) error {
@@ -214,17 +232,27 @@ func (p *page) decodeRuns(places, b []byte, runs int, delta *entrySet) error {
 			return fmt.Errorf("map page of region %d: runs are cut off: %w", p.region, ErrNotThis)
 		}
 		first, n, content := int(b[0]), int(b[1])+1, Content(b[2])
-		if first+n > RegionBlocks || content == Hole && delta == nil || content > Zero {
+		if first+n > RegionBlocks || content == Hole && delta == nil || content > Lost {
 			return fmt.Errorf("map page of region %d: run of %d at %d: %w", p.region, n, first, ErrNotThis)
 		}
 		for i := first; delta != nil && i < first+n; i++ {
 			delta.add(i)
 		}
-		if content != Data {
+		if content == Hole || content == Zero {
 			for i := first; i < first+n; i++ {
 				p.put(i, Entry{Content: content})
 			}
 			b = b[runFixed:]
+			continue
+		}
+		if content == Lost {
+			if len(b) < runFixed+4*n {
+				return fmt.Errorf("map page of region %d: checksums are cut off: %w", p.region, ErrNotThis)
+			}
+			for i := range n {
+				p.put(first+i, Entry{Content: Lost, CRC: le.Uint32(b[runFixed+4*i:])})
+			}
+			b = b[runFixed+4*n:]
 			continue
 		}
 		if len(b) < runDataFixed+4*n {

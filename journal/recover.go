@@ -184,6 +184,8 @@ func (r *Recovery) loadCheckpoint() error {
 			return err
 		}
 		r.Stamp, r.Incomplete, r.Fed, l.position = record.stamp, record.incomplete, record.fed, record.position
+		// What follows in the log was fed, and the log does not say what had been copied.
+		l.blocks.lacksAll, l.blocks.unsure = record.incomplete, record.unsure
 	}
 	if err := r.loadSegments(); err != nil {
 		return err

@@ -13,7 +13,7 @@ const (
 	segmentOpen      segmentState = iota // operations on it are under way, or will be
 	segmentSealed                        // complete, synced and closed
 	segmentCondemned                     // an append or sync failed: never written again in this life
-	segmentFilling                       // the cleaner's: synced, and being entered into the map
+	segmentFilling                       // the cleaner's or of a copy: synced, and being entered into the map
 )
 
 // segmentInfo is what a lane knows of one of its segments. Owner: the shard.
@@ -33,6 +33,9 @@ type segmentInfo struct {
 	doomed   bool  // without live blocks in the checkpoint under way
 	dead     bool  // and that checkpoint is durable: free once unpinned
 	hollow   bool  // closed, and without live blocks
+
+	held   int32 // blocks of a copy that were not yet entered into the map, or given up
+	closed bool  // of a copy, which appends no more to it
 
 	stuckUntil time.Duration // could not be cleaned: not to be tried before
 }

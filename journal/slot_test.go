@@ -28,6 +28,7 @@ type testLane struct {
 	held       bool // commits wait
 	unloaded   bool // loads wait
 	clean      *Clean
+	fill       *Fill
 	free       []uint32
 	segments   uint32
 	life       uint32
@@ -45,6 +46,7 @@ func (l *testLane) Prepare(p *Prepare) { l.prepare = p }
 func (l *testLane) Load(load *Load)    { l.load = load }
 func (l *testLane) Commit(c *Commit)   { l.commit = c }
 func (l *testLane) Clean(c *Clean)     { l.clean = c }
+func (l *testLane) Fill(f *Fill)       { l.fill = f }
 func (l *testLane) Recycle(free []uint32) {
 	for _, index := range free {
 		for _, io := range l.ios {
@@ -232,6 +234,17 @@ func (p testPolicy) Choose(t Table) (all []SegmentUse) {
 	return all
 }
 
+// Fresh makes the slot a FillTarget.
+func (s testCleanSource) Fresh() (*Open, error) { return s.l.open() }
+
+func (l *testLane) runFill() *Fill {
+	f := l.fill
+	l.fill = nil
+	f.Run(testCleanSource{testSource{l}})
+	l.w.log("slot %d appends %d copied blocks, last %v, to %v: %v", l.id.Slot, len(f.Blocks), f.Last, f.written, f.Err)
+	return f
+}
+
 // due returns what the executor could do next, and reports it when it has.
 func (l *testLane) due() (choices []func() (done func())) {
 	if len(l.ios) > 0 {
@@ -245,6 +258,9 @@ func (l *testLane) due() (choices []func() (done func())) {
 	}
 	if l.commit != nil && !l.held {
 		choices = append(choices, func() func() { return l.runCommit().Done })
+	}
+	if l.fill != nil {
+		choices = append(choices, func() func() { return l.runFill().Done })
 	}
 	if l.clean != nil {
 		choices = append(choices, func() func() { return l.runClean().Done })
@@ -260,7 +276,7 @@ func (l *testLane) stop(power bool) {
 		l.disk = l.disk.Kill()
 	}
 	l.files, l.store = l.disk, l.store.Crash(0)
-	l.lane, l.ios, l.prepare, l.load, l.commit, l.clean, l.pinned = nil, nil, nil, nil, nil, nil, nil
+	l.lane, l.ios, l.prepare, l.load, l.commit, l.clean, l.fill, l.pinned = nil, nil, nil, nil, nil, nil, nil, nil
 }
 
 // headers reads the first block of every segment.

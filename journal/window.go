@@ -1,6 +1,9 @@
 package journal
 
-import "fmt"
+import (
+	"fmt"
+	"sort"
+)
 
 // Window holds a shard's records that are not yet safe on every lane, in LSN
 // order, with the payload that they pin. The three lanes of the shard share
@@ -114,6 +117,14 @@ func (w *Window) Position(r *Record) uint32 { return uint32(int(r.LSN) & (len(w.
 // held.
 func (w *Window) ItemPosition(r *Record, i int) uint32 {
 	return uint32(int(r.item+uint64(i)) & (len(w.items) - 1))
+}
+
+// LSNOfItem returns the LSN of the held record that has the item with the position.
+func (w *Window) LSNOfItem(p uint32) LSN {
+	mask := uint64(len(w.items) - 1)
+	item := w.itemFirst + (uint64(p)-w.itemFirst)&mask
+	n := sort.Search(int(w.next-w.first), func(i int) bool { return w.At(w.first+LSN(i)).item > item })
+	return w.first + LSN(n) - 1
 }
 
 // AtPosition returns the record, and ItemAtPosition the item, of that name.

@@ -43,6 +43,9 @@ type world struct {
 	trace     []string     // what happened, printed when the test fails
 
 	imitations map[uint64]uint32 // checksums of contents that are copies of descriptors
+
+	added func(*Record) // when set, is told of every record
+	least LSN           // that some lane has seen: no generation begins before
 }
 
 type worldConfig struct {
@@ -269,6 +272,9 @@ func (w *world) add(kind Kind, lba LBA, count int) bool {
 		w.t.Fatalf("record got LSN %d, expected %d", r.LSN, len(w.history)+1)
 	}
 	w.history = append(w.history, rec)
+	if w.added != nil {
+		w.added(r)
+	}
 	w.log("record %d: kind %d, %d blocks at %d", r.LSN, kind, count, lba)
 	return true
 }
@@ -506,12 +512,15 @@ func (w *world) copier(l *testLane, r *Recovery) *Copier {
 // their stamp never happened.
 func (w *world) activate(all []*Recovery) {
 	w.gen++
-	last := LSN(0)
+	last := w.least
 	for i, r := range all {
 		if r.Stamp.LSN > last {
 			last = r.Stamp.LSN
 		}
 		w.lanes[i].syncAdopted(r)
+	}
+	for LSN(len(w.history)) < last {
+		w.history = append(w.history, testRecord{kind: KindNote})
 	}
 	w.history = w.history[:last]
 	for range w.rng.IntN(3) * w.rng.IntN(4) { // numbers that a generation skips: given once, and lost

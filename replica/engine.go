@@ -11,6 +11,7 @@ import (
 // The bounds of a slot's goroutines.
 const (
 	readWorkers = 32 // blocking reads at a time
+	fillWorkers = 1  // copies from a peer, which come one shard after another
 )
 
 // Engine carries out a slot's operations: reads and small durable appends in
@@ -25,6 +26,7 @@ type Engine struct {
 	reads    *reads
 	meta     *workers
 	cleaners *workers
+	fillers  *workers
 	prune    *time.Timer // stopped unless segments are to be pruned
 	done     sync.WaitGroup
 	reap     sync.WaitGroup
@@ -35,7 +37,7 @@ type Engine struct {
 // StartEngine starts a slot's goroutines.
 func StartEngine(s *Slot) *Engine {
 	shards := int(s.super.Shards)
-	e := &Engine{slot: s, joined: make(chan struct{}), meta: newWorkers(min(3*shards, 16)), cleaners: newWorkers(cleanWorkers)}
+	e := &Engine{slot: s, joined: make(chan struct{}), meta: newWorkers(min(3*shards, 16)), cleaners: newWorkers(cleanWorkers), fillers: newWorkers(fillWorkers)}
 	e.prune = time.AfterFunc(time.Hour, e.pruneNow)
 	e.prune.Stop()
 	async, err := disk.NewAsync(asyncDepth)
@@ -103,6 +105,11 @@ func (e *Engine) Clean(c *journal.Clean) {
 	e.cleaners.call(func() { e.slot.RunClean(c) }, func(err error) { c.Err = err; c.Done() })
 }
 
+// Fill appends what was copied from a peer, on a worker of its own.
+func (e *Engine) Fill(f *journal.Fill) {
+	e.fillers.call(func() { e.slot.RunFill(f) }, func(err error) { f.Err = err; f.Done() })
+}
+
 // readTask is a piece of a read operation.
 type readTask struct {
 	slot *Slot
@@ -165,6 +172,7 @@ func (e *Engine) startJoin() {
 		e.reads.close()
 		e.meta.close()
 		e.cleaners.close()
+		e.fillers.close()
 		e.prune.Stop()
 		if e.async != nil {
 			_ = e.async.Close() // nothing is under way that could be lost with it

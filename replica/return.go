@@ -23,22 +23,30 @@ func (g Geometry) RoomToReturn(files disk.FS) error {
 	return nil
 }
 
-// Reopen recovers the lanes of a slot that comes back while its peers serve, and
-// stores that they count for nothing until they are complete. known tells, by
-// shard, whether all that the lane lacks was written since the slot was dropped.
-// After an error, a ContentError if what the slot holds is at fault, the caller closes
-// the slot.
-func (g *Group) Reopen(s *Slot) (lanes []*journal.Recovery, known []bool, err error) {
-	if err := g.welcomes(s); err != nil {
-		return nil, nil, err
-	}
-	if lanes, known, err = g.reopen(s); Unbelievable(err) {
-		err = &ContentError{err}
-	}
-	return lanes, known, err
+// Returning is a lane of a slot that comes back.
+type Returning struct {
+	*journal.Recovery // incomplete
+	// Known: all that the lane lacks was written since the slot was dropped.
+	Known bool
+	// Distrust: the lane may not hold what its map says, for its log is damaged.
+	Distrust bool
 }
 
-func (g *Group) reopen(s *Slot) (lanes []*journal.Recovery, known []bool, err error) {
+// Reopen recovers the lanes, by shard, of a slot that comes back while its peers
+// serve, and stores that they count for nothing until they are complete. After an
+// error, a ContentError if what the slot holds is at fault, the caller closes the
+// slot.
+func (g *Group) Reopen(s *Slot) (lanes []Returning, err error) {
+	if err := g.welcomes(s); err != nil {
+		return nil, err
+	}
+	if lanes, err = g.reopen(s); Unbelievable(err) {
+		err = &ContentError{err}
+	}
+	return lanes, err
+}
+
+func (g *Group) reopen(s *Slot) (lanes []Returning, err error) {
 	i := int(s.ID)
 	alone := &Group{Geometry: g.Geometry, Generation: g.Generation, Slots: make([]*Slot, g.Replicas), Absent: make([]error, g.Replicas), opt: g.opt}
 	alone.Slots[i] = s
@@ -52,20 +60,22 @@ func (g *Group) reopen(s *Slot) (lanes []*journal.Recovery, known []bool, err er
 		err = alone.adopt(i, s)
 	}
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	for shard := range alone.Lanes {
 		r := alone.Lanes[shard][i]
-		lanes = append(lanes, r)
-		known = append(known, s.Started() == g.Generation && !s.blank() && !r.Incomplete && r.Damage == nil && len(r.Rotten) == 0)
+		lanes = append(lanes, Returning{
+			Recovery: r, Distrust: r.Damage != nil,
+			Known: s.Started() == g.Generation && !s.blank() && !r.Incomplete && r.Damage == nil && len(r.Rotten) == 0,
+		})
 		if r.Incomplete && r.Fed {
 			continue // it says so already
 		}
 		if err := alone.copier(r, s).Discount(); err != nil {
-			return nil, nil, fmt.Errorf("slot %d shard %d: %w", s.ID, shard, err)
+			return nil, fmt.Errorf("slot %d shard %d: %w", s.ID, shard, err)
 		}
 	}
-	return lanes, known, nil
+	return lanes, nil
 }
 
 // copier appends copies to a recovered lane of the slot.
@@ -139,3 +149,18 @@ func (g *Group) StartNext(id journal.GenerationID, starts []journal.LSN, slots [
 	}
 	return nil
 }
+
+// RunFill appends what was copied from a peer.
+func (s *Slot) RunFill(f *journal.Fill) {
+	if f.Run(fillTarget{s}); f.Err != nil {
+		f.Err = fmt.Errorf("slot %d: %w", s.ID, f.Err)
+	}
+	f.Done()
+}
+
+// fillTarget is the slot as a copy sees it.
+type fillTarget struct{ *Slot }
+
+func (s fillTarget) Fresh() (*journal.Open, error) { return s.prepare(appender) }
+
+func (s fillTarget) Keep(o *journal.Open) error { return cleanSource(s).Keep(o) }

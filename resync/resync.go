@@ -3,18 +3,17 @@
 //
 // The slot is opened anew and recovered by itself. Its metadata then says that it
 // counts for nothing, and it gets every record from there on (shard.Feed). What it
-// has missed is logged again, region by region, as it is: for the slots that had
-// it that is a rewrite, for the one that returns it is news, and since it is
-// ordered among all other writes it never brings back what was overwritten. Once
-// everything is durable there, a generation begins, as when the volume is opened,
-// from which on nobody suspects the slot.
+// lacks of those before is copied from the lanes of its peers, which write nothing
+// for it (shard.Fill). Once everything is durable there, a generation begins, as
+// when the volume is opened, from which on nobody suspects the slot.
 //
 // # What is promised on a crash
 //
 // Until the new generation is stored everywhere the slot votes for nothing and is
 // not read, and an opening finds it incomplete, or behind, and copies what it
-// lacks. A slot that fails here is dropped once more. While it is fed it can hold up
-// writes as any slow slot can: until it is dropped, by the same budgets.
+// lacks. A slot that fails here is dropped once more, and goes on later with what its
+// last checkpoint says that it lacks. While it is fed it can hold up writes as any
+// slow slot can: until it is dropped, by the same budgets.
 package resync
 
 import (
@@ -22,6 +21,7 @@ import (
 	"fmt"
 
 	"trivet/arena"
+	"trivet/disk"
 	"trivet/journal"
 	"trivet/replica"
 	"trivet/shard"
@@ -41,17 +41,13 @@ type Volume struct {
 	Open func() (*replica.Slot, error)
 	// Start begins to carry out what the shards decide for the slot.
 	Start func(*replica.Slot) shard.Slot
-	// Refresh logs a region again, and calls done.
-	Refresh func(g journal.Region, done func(error))
 	// Wait calls start, and returns once done was called, or with an error when
 	// nobody wants to wait any more.
 	Wait func(start func(done func())) error
-	// Progress is told how many regions were refreshed, and how many are left.
+	// Progress is told how many regions were brought up to date, and how many of the
+	// present shard are left.
 	Progress func(done, left int)
 }
-
-// refreshTries is how often a region is tried for which there was no room.
-const refreshTries = 10
 
 // Return brings the slot back. next is the generation that it begins, higher than
 // any before. After an error the slot is dropped, if it had got as far as that.
@@ -78,19 +74,20 @@ func (v *Volume) bring(slot int, next journal.Generation) error {
 	if err != nil {
 		return err
 	}
-	lanes, known, err := v.Group.Reopen(s)
+	lanes, err := v.Group.Reopen(s)
 	if err != nil {
 		return errors.Join(err, s.Close())
 	}
 	executor := v.Start(s)
-	if err := v.each(func(i int, sh *shard.Shard, answer func(error)) { sh.Feed(slot, lanes[i], executor, known[i], answer) }); err != nil {
+	feed := func(i int, sh *shard.Shard, answer func(error)) {
+		l := lanes[i]
+		sh.Feed(slot, shard.Comeback{Lane: l.Recovery, To: executor, Known: l.Known, Distrust: l.Distrust}, answer)
+	}
+	if err := v.each(feed); err != nil {
 		return err
 	}
-	done := 0
-	for i, sh := range v.Shards {
-		if err := v.fill(slot, sh, &done); err != nil {
-			return fmt.Errorf("shard %d: %w", i, err)
-		}
+	if err := v.fill(slot); err != nil {
+		return err
 	}
 	if err := v.each(func(_ int, sh *shard.Shard, answer func(error)) { sh.Complete(slot, answer) }); err != nil {
 		return err
@@ -117,38 +114,24 @@ func (v *Volume) answered(ask func(answer func(error))) error {
 	return answer
 }
 
-// fill refreshes every region of the shard that the slot has missed.
-func (v *Volume) fill(slot int, sh *shard.Shard, done *int) error {
-	for {
-		var region journal.Region
-		var left int
-		var more bool
-		err := v.answered(func(answer func(error)) {
-			sh.Missed(slot, func(g journal.Region, n int, ok bool, err error) {
-				region, left, more = g, n, ok
-				answer(err)
+// fill has what the slot lacks copied to it, one shard after another.
+func (v *Volume) fill(slot int) error {
+	memory, total := disk.Alloc(shard.FillBytes), 0
+	for i, sh := range v.Shards {
+		for left := 1; left > 0; {
+			err := v.answered(func(answer func(error)) {
+				sh.Fill(slot, memory, func(done, more int, err error) {
+					total, left = total+done, more
+					answer(err)
+				})
 			})
-		})
-		if err != nil || !more {
-			return err
-		}
-		if err := v.refresh(region); err != nil {
-			return err
-		}
-		*done++
-		v.Progress(*done, left)
-	}
-}
-
-// refresh logs a region again, which may take several tries while the log or the
-// arena is short of room.
-func (v *Volume) refresh(g journal.Region) (err error) {
-	for range refreshTries {
-		if err = v.answered(func(answer func(error)) { v.Refresh(g, answer) }); err == nil {
-			return nil
+			if err != nil {
+				return fmt.Errorf("shard %d: %w", i, err)
+			}
+			v.Progress(total, left)
 		}
 	}
-	return fmt.Errorf("region %d: %w", g, err)
+	return nil
 }
 
 // begin begins a generation in which the slot takes part, the last of slots. The

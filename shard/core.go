@@ -108,12 +108,14 @@ type core struct {
 	eager      bool
 	lastFlush  time.Duration
 
-	done     partList // completed in this turn
-	faults   []fault  // to be reported after this turn
-	quiet    []func() // called once everything is checkpointed and nothing is under way
-	rotten   []rot    // to be read, and so repaired, after this turn
-	calls    []func() // answers, to be given after this turn
-	progress bool     // an operation has come back in this turn
+	done     partList                // completed in this turn
+	faults   []fault                 // to be reported after this turn
+	fills    [journal.MaxSlots]*fill // copies to slots that return
+	filling  int                     // of them, that are not over
+	quiet    []func()                // called once everything is checkpointed and nothing is under way
+	rotten   []rot                   // to be read, and so repaired, after this turn
+	calls    []func()                // answers, to be given after this turn
+	progress bool                    // an operation has come back in this turn
 	counters Counters
 }
 
@@ -223,8 +225,6 @@ func (c *core) handle(p *Part) {
 		c.flush(p)
 	case Status:
 		c.status(p)
-	case Refresh:
-		c.refresh(p)
 	}
 }
 
@@ -235,7 +235,6 @@ func (c *core) finish(p *Part, err error) {
 		switch p.Op {
 		case Read, Cache, Status:
 			c.counters.ReadErrors++
-		case Refresh: // the device's own
 		case Flush:
 			c.counters.FlushErrors++
 		default:
@@ -266,6 +265,7 @@ func (c *core) settle() (wake time.Duration) {
 		c.retryUnmapped()
 	}
 	at(c.hedge())
+	at(c.copySteps())
 	c.heedReturns()
 	for i, l := range c.lanes {
 		if !c.fed[i] {
@@ -308,7 +308,7 @@ func (c *core) isQuiet() bool {
 			return false
 		}
 	}
-	return len(c.freeOps) == len(c.readOps)
+	return len(c.freeOps) == len(c.readOps) && c.fills == [journal.MaxSlots]*fill{}
 }
 
 // checkpoint makes every live lane store its map, and calls fn once that is
@@ -502,8 +502,8 @@ func (c *core) abandon(p *Part) {
 // refuse fails a part, and frees the pages of one that was not logged.
 func (c *core) refuse(p *Part, err error) {
 	switch {
-	case p.Op == Write && p.target == 0 || p.Op == Refresh:
-		c.cfg.Arena.Free(p.Pages[p.used:p.blocks()]...)
+	case p.Op == Write && p.target == 0:
+		c.cfg.Arena.Free(p.Pages[:p.blocks()]...)
 	case (p.Op == Trim || p.Op == Zero) && p.target == 0:
 		c.cfg.Arena.Free(p.Pages[0])
 	}

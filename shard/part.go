@@ -25,14 +25,11 @@ const (
 	Zero   // whole blocks; they stay allocated
 	Status // describe, move no data
 	Cache  // a Read without a destination
-	// Refresh logs whole blocks again as they are, for a slot that lacks them.
-	// Like a Write it brings a page for each.
-	Refresh
 )
 
 // String names the operation for people.
 func (o Op) String() string {
-	return [...]string{"read", "write", "flush", "trim", "zero", "status", "cache", "refresh"}[o]
+	return [...]string{"read", "write", "flush", "trim", "zero", "status", "cache"}[o]
 }
 
 // The errors of a part.
@@ -86,8 +83,6 @@ type Part struct {
 	merged uint8         // bit 0, 1: first and last block were completed from older data
 	held   bool          // it is one of turns.first
 	op     *readOp       // the disk read it waits for
-	used   int           // pages that a Refresh has given to records
-	logged uint64        // the blocks of a Refresh that are logged again, one bit each
 }
 
 // Extent is a run of blocks with one status.

@@ -24,15 +24,23 @@ const rangeRef = 1 << 31
 // lookup returns the region's references, or nil.
 func (x *pendingIndex) lookup(r journal.Region) *pendingRegion { return x.regions[r] }
 
-// content tells what a reference says of its block; page is valid for Data.
-func (x *pendingIndex) content(ref uint32) (c journal.Content, page uint32) {
+// content tells what a reference says of its block; item is valid for Data.
+func (x *pendingIndex) content(ref uint32) (c journal.Content, item journal.Item) {
 	if ref&rangeRef == 0 {
-		return journal.Data, x.window.ItemAtPosition(ref - 1).Page
+		return journal.Data, x.window.ItemAtPosition(ref - 1)
 	}
 	if x.window.AtPosition(ref&^rangeRef-1).Kind == journal.KindZero {
-		return journal.Zero, 0
+		return journal.Zero, item
 	}
-	return journal.Hole, 0
+	return journal.Hole, item
+}
+
+// lsn returns the LSN of the record that a reference names.
+func (x *pendingIndex) lsn(ref uint32) journal.LSN {
+	if ref&rangeRef == 0 {
+		return x.window.LSNOfItem(ref - 1)
+	}
+	return x.window.AtPosition(ref&^rangeRef - 1).LSN
 }
 
 // add enters a record that was just added to the window.

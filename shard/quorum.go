@@ -235,6 +235,9 @@ func (c *core) drop(slot journal.SlotID, why error) {
 func (c *core) stop(why error) {
 	if c.stopped == nil { // the same error for everybody, whatever follows
 		c.stopped = fmt.Errorf("%w: %w", errDropped, why)
+		for i := range c.lanes {
+			c.endFill(i, c.stopped)
+		}
 	}
 	for p := c.waiting.oldest; p != nil; p = c.waiting.oldest {
 		c.finish(p, c.stopped)

@@ -22,6 +22,7 @@ type readOp struct {
 	base   bool  // for a write that needs what the block holds
 	blocks [MaxPartBlocks]missing
 	n      int
+	lost   int // the last so many blocks are lost in this slot, and are not asked of it
 	dst    [MaxPartBlocks]journal.ReadBlock
 }
 
@@ -103,7 +104,7 @@ func (c *core) readBlock(op *readOp, region *pendingRegion, i int) {
 		return
 	}
 	e, _ := c.lanes[op.slot].Lookup(lba)
-	if e.Content != journal.Data {
+	if e.Content != journal.Data && e.Content != journal.Lost {
 		p.deliver(i, e.Content, nil)
 		return
 	}
@@ -166,16 +167,36 @@ func (c *core) fetchBase(p *Part, slot int, lba journal.LBA, e journal.Entry) {
 	c.start(op)
 }
 
-// start gives every block a frame and hands the read over.
+// partLost puts those blocks last that are lost in the operation's slot.
+func (op *readOp) partLost() {
+	op.lost = 0
+	for i := 0; i < op.n-op.lost; {
+		if op.blocks[i].entry.Content != journal.Lost {
+			i++
+			continue
+		}
+		op.lost++
+		last := op.n - op.lost
+		op.blocks[i], op.blocks[last] = op.blocks[last], op.blocks[i]
+	}
+}
+
+// start gives every block a frame and hands the read over. What is lost in the slot
+// is asked of another one afterwards.
 func (c *core) start(op *readOp) {
 	op.tried |= 1 << op.slot
 	l := c.lanes[op.slot]
 	op.disk.Slot, op.disk.Blocks = journal.SlotID(op.slot), op.dst[:0]
+	if op.partLost(); op.lost == op.n {
+		c.failLost(op, 0)
+		c.retry(op)
+		return
+	}
 	if o := &c.out[op.slot]; o.frames > 0 && o.frames+op.n > c.cfg.Cache.Cap()/2 {
 		c.giveUp(op, 0)
 		return
 	}
-	for i := range op.n {
+	for i := range op.n - op.lost {
 		m := &op.blocks[i]
 		frame, ok := c.cfg.Cache.Detach()
 		if !ok {
@@ -219,7 +240,7 @@ func (c *core) readDone(op *readOp) {
 		p.queue.remove(p)
 	}
 	bad := 0
-	for i := range op.n {
+	for i := range op.n - op.lost {
 		m, err := op.blocks[i], op.disk.Blocks[i].Err
 		l.Unpin(m.entry)
 		if err == nil {
@@ -232,11 +253,11 @@ func (c *core) readDone(op *readOp) {
 		op.blocks[bad] = m
 		bad++
 	}
-	op.n = bad
+	c.failLost(op, bad)
 	switch {
 	case p == nil:
 		c.freeOps = append(c.freeOps, op)
-	case bad > 0:
+	case op.n > 0:
 		c.retry(op)
 	default:
 		base := op.base
@@ -246,8 +267,21 @@ func (c *core) readDone(op *readOp) {
 			c.handle(p)
 			return
 		}
-		c.readEnded(p)
+		c.finish(p, nil)
 	}
+}
+
+// failLost leaves the first n blocks of the operation and those that are lost in its
+// slot, to be read elsewhere.
+func (c *core) failLost(op *readOp, n int) {
+	for _, m := range op.blocks[op.n-op.lost : op.n] {
+		if m.badSlot < 0 {
+			m.badSlot, m.badEntry = op.slot, m.entry
+		}
+		op.blocks[n] = m
+		n++
+	}
+	op.n, op.lost = n, 0
 }
 
 // streamBlocks is how many blocks are not kept in the cache when one part reads
@@ -267,13 +301,7 @@ func (c *core) gotBlock(op *readOp, p *Part, m missing) {
 	}
 	region := c.pending.lookup(m.lba.Region())
 	overtaken := region != nil && region.refs[m.lba.Index()] != 0
-	if p != nil && p.Op == Refresh && overtaken {
-		p.logged |= 1 << m.index
-	}
 	current := !overtaken && c.live[op.slot] && c.lanes[op.slot].StillAt(m.lba, m.entry)
-	if current && p != nil && p.Op == Refresh {
-		c.logAgain(p, m.index, 1, journal.Data, content)
-	}
 	if current && op.n < streamBlocks {
 		c.cfg.Cache.Attach(uint64(m.lba), m.frame)
 		return
@@ -282,8 +310,7 @@ func (c *core) gotBlock(op *readOp, p *Part, m missing) {
 }
 
 // retry reads the blocks that failed once more: from memory or a new place if
-// they have changed since, else from a slot that was not asked yet. The place
-// that failed is asked a second time first when there is no other slot.
+// they have changed since, else from a slot that was not asked yet.
 func (c *core) retry(op *readOp) {
 	p := op.part
 	next := -1
@@ -329,7 +356,7 @@ func (c *core) retry(op *readOp) {
 		c.handle(p)
 		return
 	}
-	c.readEnded(p)
+	c.finish(p, nil)
 }
 
 // relocate looks a block up again. resolved: it was delivered from memory.
@@ -341,16 +368,25 @@ func (c *core) relocate(op *readOp, m missing) (e journal.Entry, resolved, ok bo
 		return e, true, true
 	}
 	e, known := c.lanes[op.slot].Lookup(m.lba)
-	if !known {
+	switch {
+	case !known:
 		return e, false, false
-	}
-	if e.Content != journal.Data {
+	case c.contradicts(e, m):
+		return journal.Entry{Content: journal.Lost, CRC: m.badEntry.CRC}, false, true
+	case e.Content != journal.Data && e.Content != journal.Lost:
 		if !op.base {
 			op.part.place(m.index, nil)
 		}
 		return e, true, true
 	}
 	return e, false, true
+}
+
+// contradicts reports whether another slot's entry is not of what a slot could not
+// read that still should have it: what that one has is older, or anybody's.
+func (c *core) contradicts(e journal.Entry, m missing) bool {
+	return m.badSlot >= 0 && c.live[m.badSlot] && c.lanes[m.badSlot].StillAt(m.lba, m.badEntry) &&
+		((e.Content != journal.Data && e.Content != journal.Lost) || e.CRC != m.badEntry.CRC)
 }
 
 // status describes the part's blocks.
@@ -369,6 +405,9 @@ func (c *core) status(p *Part) {
 		if !known {
 			c.awaitPage(p, slot)
 			return
+		}
+		if e.Content == journal.Lost {
+			e.Content = journal.Data // it was, and is an error to read
 		}
 		p.addExtent(1, e.Content)
 	}

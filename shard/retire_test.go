@@ -28,6 +28,7 @@ func (s *queueSlot) Prepare(p *journal.Prepare) { s.prepares = append(s.prepares
 func (s *queueSlot) Load(l *journal.Load)       { s.loads = append(s.loads, l) }
 func (s *queueSlot) Commit(*journal.Commit)     {}
 func (s *queueSlot) Clean(*journal.Clean)       {}
+func (s *queueSlot) Fill(*journal.Fill)         {}
 func (s *queueSlot) Recycle([]uint32)           {}
 func (s *queueSlot) Read(*journal.Read)         {}
 func (s *queueSlot) Kick(uint16)                {}

@@ -12,9 +12,8 @@ import (
 //
 //  1. Feed: its lane, of which its own metadata says that it counts for nothing,
 //     gets every record from now on. It neither votes nor is read.
-//  2. Missed names the regions that changed without it. Each is logged again as
-//     it is, by Refresh parts: records like any others, so nothing that is
-//     written meanwhile is ever overtaken by what was there before.
+//  2. Fill copies what it lacks of the regions that changed without it from the
+//     lane of a peer: see fill.go.
 //  3. Complete: once all that is durable, the lane's metadata says that it counts.
 //  4. Begin: a generation begins, from which on its peers do not suspect it.
 //  5. Admit: once that generation is stored on every slot, it votes and is read.
@@ -29,9 +28,6 @@ var ErrAbsent = errors.New("slot takes no part")
 type absence struct {
 	missed     journal.RegionSet // changed without it; nil while it is live or fed
 	everything bool              // that is not all
-	todo       journal.RegionSet // to be logged again; nil unless it is fed
-	left       int               // regions in todo: counting them would take long
-	next       journal.Region    // of those
 	whole      journal.LSN       // that it counts once it is durable up to
 	answer     func(error)       // for who waits for that; nil: nobody
 }
@@ -42,6 +38,7 @@ func (c *core) miss(slot int) {
 	if a.answer != nil {
 		c.answer(a.answer, ErrAbsent)
 	}
+	c.endFill(slot, ErrAbsent)
 	from := c.lanes[slot].Durable() + 1
 	*a = absence{missed: make(journal.RegionSet), everything: !c.live[slot] || from < c.window.First()}
 	c.addWindow(a.missed, from)
@@ -77,45 +74,36 @@ func (s *Shard) Spare(slot int, answer func(error)) {
 	})
 }
 
-// Feed gives every record from now on to the slot's recovered lane. What the
-// slot misses is known when it is known since a record that the lane still has;
-// else, or unless known is set, all is. The lane must be incomplete.
-func (s *Shard) Feed(slot int, r *journal.Recovery, to Slot, known bool, answer func(error)) {
+// Comeback is a slot that returns, as one shard sees it.
+type Comeback struct {
+	Lane *journal.Recovery // incomplete
+	To   Slot
+	// Known: what the lane lacks was all written since the slot was dropped.
+	Known bool
+	// Distrust: the lane may not hold what its map says.
+	Distrust bool
+}
+
+// Feed gives every record from now on to the slot's recovered lane. What the slot
+// lacks lies in the regions that the shard has noted if that is known since a record
+// that the lane still has; else it may lie in any.
+func (s *Shard) Feed(slot int, back Comeback, answer func(error)) {
 	s.call(answer, func(c *core) error {
 		if c.fed[slot] || c.stopped != nil || len(c.quiet) > 0 || !c.isIdle(slot) {
 			return fmt.Errorf("slot %d is still in use", slot)
 		}
-		a := &c.absent[slot]
-		todo := a.missed
-		if todo == nil || a.everything || !known || r.Stamp.LSN < c.marks.Durable[slot] {
-			todo = make(journal.RegionSet)
-			r.Lane.AddRegions(todo)
-			c.lanes[c.primary].AddRegions(todo)
-			c.addWindow(todo, 0)
+		a, r := &c.absent[slot], back.Lane
+		lacking := a.missed
+		if lacking == nil || a.everything || !back.Known || back.Distrust || r.Stamp.LSN < c.marks.Durable[slot] {
+			lacking = make(journal.RegionSet)
+			r.Lane.AddRegions(lacking)
+			c.lanes[c.primary].AddRegions(lacking)
+			c.addWindow(lacking, 0)
 		}
-		*a = absence{todo: todo, left: todo.Len()}
-		c.engage(slot, r, to)
-		return nil
-	})
-}
-
-// Missed takes the next region that the slot misses; ok is false when there is
-// none left. left is how many there are besides.
-func (s *Shard) Missed(slot int, answer func(region journal.Region, left int, ok bool, err error)) {
-	var region journal.Region
-	var left int
-	var ok bool
-	s.call(func(err error) { answer(region, left, ok, err) }, func(c *core) error {
-		a := &c.absent[slot]
-		if a.todo == nil {
-			return fmt.Errorf("slot %d: %w", slot, ErrAbsent)
-		}
-		if region, ok = a.todo.Next(a.next); ok {
-			a.todo.Remove(region)
-			a.next = region
-			a.left--
-		}
-		left = a.left
+		*a = absence{}
+		c.newFill(slot, r, back.Distrust)
+		c.engage(slot, r, back.To)
+		c.lanes[slot].Lack(lacking)
 		return nil
 	})
 }
@@ -126,7 +114,7 @@ func (s *Shard) Complete(slot int, answer func(error)) {
 	s.enter(&event{apply: func(time.Duration) {
 		c := &s.core
 		a := &c.absent[slot]
-		if a.todo == nil || c.stopped != nil || c.halted {
+		if !c.fed[slot] || c.live[slot] || c.lanes[slot].Lacks() > 0 || c.stopped != nil || c.halted {
 			c.answer(answer, fmt.Errorf("slot %d: %w", slot, ErrAbsent))
 			return
 		}
@@ -175,6 +163,7 @@ func (s *Shard) Admit(slot int, answer func(error)) {
 			return fmt.Errorf("slot %d: %w", slot, ErrAbsent)
 		}
 		c.live[slot], c.absent[slot] = true, absence{}
+		c.endFill(slot, nil)
 		c.choosePrimary()
 		return nil
 	})
@@ -194,94 +183,5 @@ func (s *Shard) call(answer func(error), fn func(*core) error) {
 
 // isIdle tells whether nothing of the slot is under way.
 func (c *core) isIdle(slot int) bool {
-	return c.lanes[slot] == nil || !c.lanes[slot].Busy() && c.out[slot].reads == 0
-}
-
-// refresh logs the part's blocks again as they are. Those that somebody else
-// changes meanwhile are logged by that.
-func (c *core) refresh(p *Part) {
-	if c.stopped != nil {
-		c.refuse(p, c.stopped)
-		return
-	}
-	op := c.beginRead(p)
-	if op == nil {
-		return
-	}
-	region := c.pending.lookup(p.LBA.Region())
-	for i := 0; i < p.blocks(); {
-		i += c.refreshBlocks(op, region, i)
-	}
-	if op.n == 0 {
-		c.freeOps = append(c.freeOps, op)
-		c.readEnded(p)
-		return
-	}
-	c.start(op)
-}
-
-// refreshBlocks logs what is in memory, from block i of the part on, or adds it
-// to what the disk must give. It returns how many blocks that were.
-func (c *core) refreshBlocks(op *readOp, region *pendingRegion, i int) int {
-	p := op.part
-	kind, content, entry := c.contentOf(op, region, p.LBA+journal.LBA(i))
-	switch {
-	case p.logged&(1<<i) != 0:
-		return 1
-	case kind == journal.Data && content == nil:
-		op.add(missing{lba: p.LBA + journal.LBA(i), index: i, entry: entry, badSlot: -1})
-		return 1
-	case kind == journal.Data:
-		c.logAgain(p, i, 1, kind, content)
-		return 1
-	}
-	n := 1
-	for ; i+n < p.blocks() && p.logged&(1<<(i+n)) == 0; n++ {
-		if next, _, _ := c.contentOf(op, region, p.LBA+journal.LBA(i+n)); next != kind {
-			break
-		}
-	}
-	c.logAgain(p, i, n, kind, nil)
-	return n
-}
-
-// contentOf tells what a block holds: content is nil unless it is data in memory,
-// and entry where data that are not are. Its map page is loaded, or it is in memory.
-func (c *core) contentOf(op *readOp, region *pendingRegion, lba journal.LBA) (kind journal.Content, content []byte, entry journal.Entry) {
-	if kind, content, ok := c.inWindow(region, lba); ok {
-		return kind, content, entry
-	}
-	if content, hit := c.cfg.Cache.Lookup(uint64(lba)); hit {
-		return journal.Data, content, entry
-	}
-	entry, _ = c.lanes[op.slot].Lookup(lba)
-	return entry.Content, nil, entry
-}
-
-// logAgain adds a record of n blocks of the part, from block i on, as they are.
-func (c *core) logAgain(p *Part, i, n int, kind journal.Content, content []byte) {
-	page, lba := p.Pages[p.used], p.LBA+journal.LBA(i)
-	p.used++
-	p.logged |= (1<<n - 1) << i
-	switch kind {
-	case journal.Data:
-		c.enter(c.addBlock(lba, page, content))
-	case journal.Zero:
-		c.enter(c.addRange(journal.KindZero, lba, n, page))
-	default:
-		c.enter(c.addRange(journal.KindTrim, lba, n, page))
-	}
-}
-
-// readEnded completes a part that has all that it asked of the disk. Blocks of a
-// Refresh that the cleaner has moved meanwhile are read once more.
-func (c *core) readEnded(p *Part) {
-	if p.Op == Refresh {
-		if p.logged != 1<<p.blocks()-1 {
-			c.handle(p)
-			return
-		}
-		c.cfg.Arena.Free(p.Pages[p.used:p.blocks()]...)
-	}
-	c.finish(p, nil)
+	return c.fills[slot] == nil && (c.lanes[slot] == nil || !c.lanes[slot].Busy() && c.out[slot].reads == 0)
 }

@@ -43,7 +43,7 @@ func (v *View) Lane(slot int) (view LaneView, ok bool) {
 		return view, false
 	}
 	return LaneView{
-		Live: c.live[slot], Fed: c.fed[slot], Idle: c.isIdle(slot), Missed: c.absent[slot].left,
+		Live: c.live[slot], Fed: c.fed[slot], Idle: c.isIdle(slot), Missed: l.Lacks(),
 		BacklogBytes: l.BacklogBytes(), UnsyncedBytes: l.UnsyncedBytes(),
 		Written: l.Written(), Durable: l.Durable(), Usage: l.Usage(), Pressure: l.Pressure(), Lag: l.Lag(), Pins: l.Pins(), LastError: l.LastError(), Fault: l.Fault(),
 	}, true

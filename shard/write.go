@@ -47,6 +47,9 @@ func (c *core) writeRange(p *Part) {
 // slots that do not get it.
 func (c *core) enter(r *journal.Record) {
 	c.pending.add(r)
+	if c.filling > 0 {
+		c.overtake(r)
+	}
 	for i := range c.lanes {
 		if c.absent[i].missed != nil {
 			c.absent[i].missed.Add(r.LBA.Region())
@@ -105,14 +108,12 @@ func (c *core) complete(p *Part) bool {
 	return true
 }
 
-// base returns what a block holds, nil for zeros. When that is not in memory,
-// the part waits for it and ok is false.
+// base returns what a block holds, nil for zeros. When that is not in memory, the
+// part waits for it, or has failed, and ok is false. It gets a new checksum with
+// the part's data, so that it is compared with its old one first.
 func (c *core) base(p *Part, lba journal.LBA) (content []byte, ok bool) {
-	if _, content, ok := c.inWindow(c.pending.lookup(lba.Region()), lba); ok {
-		return content, true
-	}
-	if b, hit := c.cfg.Cache.Lookup(uint64(lba)); hit {
-		return b, true
+	if region := c.pending.lookup(lba.Region()); region != nil && region.refs[lba.Index()] != 0 {
+		return c.pendingBase(p, lba, region.refs[lba.Index()])
 	}
 	slot := c.readSlot(p)
 	e, known := c.lanes[slot].Lookup(lba)
@@ -120,10 +121,34 @@ func (c *core) base(p *Part, lba journal.LBA) (content []byte, ok bool) {
 	case !known:
 		c.awaitPage(p, slot)
 		return nil, false
-	case e.Content != journal.Data:
+	case e.Content != journal.Data && e.Content != journal.Lost:
 		return nil, true
 	}
+	if b, hit := c.cfg.Cache.Lookup(uint64(lba)); hit {
+		if journal.Checksum(b) == e.CRC {
+			return b, true
+		}
+		c.cfg.Cache.DropRange(uint64(lba), 1)
+		c.cfg.Event(slot, fmt.Sprintf("block %d in the cache is not what was put there; it is read again", lba), journal.ErrChecksum)
+	}
 	c.fetchBase(p, slot, lba, e)
+	return nil, false
+}
+
+// pendingBase is base for a block that a record in the window changes. What the
+// arena should hold of it is nowhere else for sure.
+func (c *core) pendingBase(p *Part, lba journal.LBA, ref uint32) (content []byte, ok bool) {
+	kind, item := c.pending.content(ref)
+	if kind != journal.Data {
+		return nil, true
+	}
+	content = c.cfg.Arena.Bytes(arena.Page(item.Page))
+	if journal.Checksum(content) == item.CRC {
+		return content, true
+	}
+	err := fmt.Errorf("block %d in the arena is not what was put there: %w", lba, journal.ErrChecksum)
+	c.cfg.Event(-1, "a write of a part of a block has failed", err)
+	c.refuse(p, fmt.Errorf("%w: %w", ErrIO, err))
 	return nil, false
 }
 
@@ -134,17 +159,20 @@ func (c *core) inWindow(region *pendingRegion, lba journal.LBA) (kind journal.Co
 	if region == nil || region.refs[lba.Index()] == 0 {
 		return 0, nil, false
 	}
-	kind, page := c.pending.content(region.refs[lba.Index()])
+	kind, item := c.pending.content(region.refs[lba.Index()])
 	if kind == journal.Data {
-		content = c.cfg.Arena.Bytes(arena.Page(page))
+		content = c.cfg.Arena.Bytes(arena.Page(item.Page))
 	}
 	return kind, content, true
 }
 
 // repair writes a block anew that a slot could not read, with what another
-// slot had, unless it was changed since. It is a record like any other, so all
-// slots get it.
+// slot had, unless it was changed since: with the content that the slot's own map
+// names, and with nothing else. It is a record like any other, so all slots get it.
 func (c *core) repair(slot int, lba journal.LBA, bad journal.Entry, good []byte) {
+	if journal.Checksum(good) != bad.CRC {
+		return
+	}
 	if c.stopped != nil || !c.live[slot] || !c.lanes[slot].StillAt(lba, bad) {
 		return
 	}

@@ -8,7 +8,6 @@ import (
 
 	"trivet/journal"
 	"trivet/replica"
-	"trivet/shard"
 )
 
 // comeback is a slot that comes back. What does that in earnest, and waits in
@@ -26,9 +25,6 @@ type comeback struct {
 	anew      bool // an operator has the slot replaced first
 	err       error
 	ended     bool
-	refreshes int    // parts under way
-	room      func() // waits for room in the arena
-	roomAt    time.Duration
 }
 
 var errCancelled = errors.New("cancelled")
@@ -56,9 +52,6 @@ func (s *server) startComeback(slot int) {
 func (c *comeback) offer(n *next) {
 	if c.runnable && !c.ended {
 		n.offer(max(c.due, c.w.now), c.step)
-	}
-	if c.room != nil {
-		n.offer(c.roomAt, c.room)
 	}
 }
 
@@ -99,7 +92,6 @@ func (c *comeback) cancel() {
 	if !c.ended {
 		c.step()
 	}
-	c.w.drainUntil(func() bool { return c.refreshes == 0 }, "a region is never refreshed")
 }
 
 // run tries to bring the slot back, once.
@@ -189,44 +181,4 @@ func (c *comeback) wait(start func(done func())) error {
 		c.runnable = done // resumed by chance, or because it is cancelled
 	}
 	return nil
-}
-
-// refresh logs a region again, chunk by chunk.
-func (c *comeback) refresh(g journal.Region, done func(error)) {
-	if int(g) >= c.w.cfg.regions {
-		done(nil)
-		return
-	}
-	c.refreshFrom(g.First(), g.First()+journal.RegionBlocks, c.w.now+failAfter, done)
-}
-
-func (c *comeback) refreshFrom(lba, end journal.LBA, until time.Duration, done func(error)) {
-	w := c.w
-	c.room = nil
-	p := &shard.Part{Op: shard.Refresh, LBA: lba, Length: shard.MaxPartBlocks * journal.BlockSize, Deadline: until}
-	switch {
-	case lba == end:
-		done(nil)
-		return
-	case w.now >= until:
-		done(shard.ErrDeadline)
-		return
-	case c.cancelled:
-		done(errCancelled)
-		return
-	case !w.arena.Alloc(shard.MaxPartBlocks, p.Pages[:]):
-		c.roomAt = w.now + time.Millisecond
-		c.room = func() { c.refreshFrom(lba, end, until, done) }
-		return
-	}
-	c.refreshes++
-	p.Done = func(p *shard.Part) {
-		c.refreshes--
-		if p.Err != nil {
-			done(p.Err)
-			return
-		}
-		c.refreshFrom(lba+shard.MaxPartBlocks, end, until, done)
-	}
-	w.srv.shards[w.model.shardOf(lba)].Submit(p)
 }

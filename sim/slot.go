@@ -47,6 +47,13 @@ func (s *slot) Commit(c *journal.Commit)   { s.queue(func() { s.rep.RunCommit(c)
 func (s *slot) Clean(c *journal.Clean) {
 	s.queue(func() { s.w.cover["pieces cleaned"]++; s.rep.RunClean(c) })
 }
+
+func (s *slot) Fill(f *journal.Fill) {
+	if s.w.srv.membership.Live()[s.id] {
+		s.w.fail("slot %d takes part, and something is copied to it", s.id)
+	}
+	s.queue(func() { s.w.cover["pieces copied"]++; s.rep.RunFill(f) })
+}
 func (s *slot) Kick(uint16)          {}
 func (s *slot) Read(r *journal.Read) { s.queue(func() { s.rep.RunRead(r) }) }
 

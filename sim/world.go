@@ -161,7 +161,7 @@ func newWorld(seed uint64, opt Options) *world {
 func (w *world) blank(i int) {
 	w.legs[i].disk = disk.Memory(w.rng.Uint64(), disk.MemoryOptions{})
 	w.legs[i].store = new(meta.Memory)
-	w.legs[i].suspicious, w.legs[i].making = false, true
+	w.legs[i].suspicious, w.legs[i].making, w.legs[i].fed = false, true, false
 }
 
 func (w *world) run() {
@@ -375,7 +375,7 @@ func (w *world) startLife() {
 // opened notes which slots take part.
 func (w *world) opened() {
 	for i, s := range w.srv.slots {
-		w.legs[i].stale, w.legs[i].fed = s == nil, false
+		w.legs[i].stale, w.legs[i].fed = s == nil, s == nil && w.legs[i].fed // what an absent one says stays
 		if s == nil {
 			w.trouble[i] = true
 			if !w.calm {
