@@ -66,6 +66,7 @@ func (w *world) undo(m *image) {
 type verdict struct {
 	refuse, serve bool
 	undo          bool   // nothing else helps
+	newer         bool   // what is served may be anything since
 	model         *model // what it serves; nil: the volume as it was
 	line          *line
 	missing       int
@@ -98,8 +99,8 @@ func (w *world) mistake(m *image, past []*image) verdict {
 		w.cover["two slots put back, the third there"]++
 		w.plug(i, old, i)
 		w.plug(j, old, j)
-		if old.line == m.line { // as they are, or nearly
-			return verdict{serve: true, refuse: true, undo: true, missing: -1}
+		if old.line == m.line { // of the same generation: what the third lacked is gone with them
+			return backup(verdict{serve: true, refuse: true, undo: true, newer: true, missing: -1})
 		}
 		if !old.line.isBefore(m.line) { // two lives that went as far: a quorum of one is there
 			return backup(verdict{serve: true, refuse: true, undo: true, missing: -1})
@@ -158,7 +159,9 @@ func (w *world) start(v verdict) bool {
 	}
 	w.line = &line{before: w.line}
 	w.opened()
-	w.verify(0)
+	if !v.newer {
+		w.verify(0)
+	}
 	return true
 }
 

@@ -51,7 +51,9 @@ func (w *world) mistaken(past []*image) []*image {
 	default:
 		v := w.mistake(m, past)
 		served := w.start(v)
-		if served {
+		if served && v.newer {
+			w.crash(true)
+		} else if served {
 			w.use()
 			odd := w.image()
 			odd.whole = false
