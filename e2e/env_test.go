@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -48,6 +49,10 @@ func TestMain(m *testing.M) {
 
 // runTests builds the program unless the environment names one.
 func runTests(m *testing.M) (int, error) {
+	// TestOperator's rows wait for disks and for processes more than for a core.
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		return 1, err
+	}
 	if program = os.Getenv("TRIVET_BIN"); program != "" || standin() {
 		return m.Run(), nil
 	}

@@ -84,6 +84,21 @@ func (s *Server) Running() bool {
 	}
 }
 
+// ExitCode returns the status with which the process of the last Start ended;
+// -1 when a signal ended it, or when it has not ended.
+func (s *Server) ExitCode() int {
+	var exit *exec.ExitError
+	switch {
+	case s.Running():
+		return -1
+	case errors.As(s.state, &exit):
+		return exit.ExitCode()
+	case s.state != nil:
+		return -1
+	}
+	return 0
+}
+
 // Exited is closed when the process of the last Start has ended.
 func (s *Server) Exited() <-chan struct{} { return s.exited }
 
