@@ -140,7 +140,7 @@ var twoLives = []mistake{
 	},
 	{
 		name:  "backups of two slots, and the third away for a while",
-		steps: do(stopped, copied("v", "copy"), later("v"), moved("v/slot-0", "held"), oldQuorum, moved("held", "v/slot-0")),
+		steps: do(stopped, copied("v", "copy"), later("v"), moved("v/slot-0", "held"), oldQuorum, refilled("v/slot-0", "held")),
 		want:  rightOr("life"), undo: mended("v", 0),
 	},
 }

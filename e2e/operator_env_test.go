@@ -78,6 +78,9 @@ func (s *site) clear() {
 	}
 	if s.t.Failed() && s.lastLog != "" {
 		text, _ := os.ReadFile(s.lastLog) // it may not have come so far
+		if at := strings.Index(string(text), "\npanic: "); at >= 0 {
+			text = text[at : at+min(len(text)-at, 4<<10)]
+		}
 		lines := strings.Split(string(text), "\n")
 		s.t.Logf("the last server's last words:\n%s", strings.Join(lines[max(0, len(lines)-25):], "\n"))
 	}
@@ -137,7 +140,7 @@ func (s *site) create(dir string) {
 func (s *site) prepare(dir string, args []string) *server.Server {
 	s.logs++
 	s.lastLog = s.path(fmt.Sprintf("log-%02d-%s", s.logs, strings.ReplaceAll(dir, "/", "-")))
-	full := []string{program, "serve", s.path(dir), "--arena", s.arena}
+	full := []string{program, "serve", s.path(dir), "--arena", s.arena, "--memory", "128M"}
 	for _, a := range args {
 		full = append(full, strings.ReplaceAll(a, "W/", s.root+"/"))
 	}

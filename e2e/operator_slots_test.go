@@ -23,6 +23,7 @@ func stores() (rows []mistake) {
 		{"another volume's", func(slot string) step { return refilled(slot+"/meta/badger", "o/slot-1/meta/badger") }, true},
 		{"another slot's", anotherStore, false},
 	} {
+		soon := []string{"--deadline", "3s"} // what cannot be read is waited for until then
 		aged := do(another("o"), create, stop("v"), copied("v/slot-1/meta", "oldestmeta"), later("v"), copied("v/slot-1/meta", "oldmeta"), later("v"))
 		one := do(another("o"), create, stop("v"), copied("v/slot-0/meta", "oldestmeta"), later("v"), copied("v/slot-0/meta", "oldmeta"), later("v"))
 		spoiled, spoiledOne := how.spoil("v/slot-1"), how.spoil("v/slot-0")
@@ -34,11 +35,11 @@ func stores() (rows []mistake) {
 			mistake{name: "store " + how.name + " under the server", steps: do(aged, start("v"), helperless(1, spoiled)), want: running, long: how.long},
 			mistake{
 				name: "only store " + how.name, shape: alone, steps: do(one, copied("v/slot-0/meta", "good"), spoiledOne),
-				want: rightOrErrors, undo: refilled("v/slot-0/meta", "good"), long: how.long,
+				serve: append([]string{"v"}, soon...), want: rightOrErrors, undo: refilled("v/slot-0/meta", "good"), long: how.long,
 			},
 			mistake{
 				name: "only store " + how.name + " under the server", shape: alone,
-				steps: do(one, start("v"), helperless(0, do(copied("v/slot-0/meta", "good"), spoiledOne))),
+				steps: do(one, start("v", soon...), helperless(0, do(copied("v/slot-0/meta", "good"), spoiledOne))),
 				want:  rightOrErrors, undo: refilled("v/slot-0/meta", "good"), long: how.long,
 			},
 		)

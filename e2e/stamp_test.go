@@ -3,11 +3,12 @@ package e2e
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/crc32"
 	"slices"
 	"strings"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // A stamp is what a block says of itself: of whose write it is, and the how
@@ -147,32 +148,72 @@ func readAll(ctx context.Context, socket string, c content, lives []string) (*ve
 	if got, want := conn.sizeBytes(), uint64(len(c)*blockSize); got != want {
 		return nil, fmt.Errorf("the export has %d bytes, want %d", got, want)
 	}
-	v := &verdict{}
 	const step = 64
-	buf := make([]byte, step*blockSize)
-	for first := 0; first < len(c); first += step {
-		err := conn.read(buf, uint64(first*blockSize))
-		if err == nil {
-			v.judge(c, first, buf, lives)
-			continue
-		}
+	v, buf := &verdict{}, make([]byte, len(c)*blockSize)
+	var single []int
+	for _, first := range readEach(conn, buf, everyStep(len(c), step), step) {
 		for lba := first; lba < first+step; lba++ { // each for itself: an error must not hide zeros
-			if err = conn.read(buf[:blockSize], uint64(lba*blockSize)); err == nil {
-				v.judge(c, lba, buf[:blockSize], lives)
-			} else if errors.Is(err, errBroken) {
-				return v, err
-			} else {
-				v.failed++
-			}
+			single = append(single, lba)
 		}
 	}
+	for _, lba := range readEach(conn, buf, single, 1) {
+		v.failed++
+		unreadable(buf[lba*blockSize:][:blockSize])
+	}
+	if err := conn.alive(); err != nil {
+		return v, err
+	}
+	v.judge(c, buf, lives)
 	return v, nil
 }
 
-func (v *verdict) judge(c content, first int, buf []byte, lives []string) {
-	for i := range len(buf) / blockSize {
-		if what := c.judge(first+i, buf[i*blockSize:][:blockSize], lives); what != "" {
-			v.add(first+i, what)
+// everyStep returns 0, step, 2·step, … below n.
+func everyStep(n, step int) (list []int) {
+	for at := 0; at < n; at += step {
+		list = append(list, at)
+	}
+	return list
+}
+
+// readEach reads so many blocks from each of some places on, many at a time, and
+// returns the places at which that failed.
+func readEach(conn *client, buf []byte, places []int, blocks int) (failed []int) {
+	results := make([]error, len(places))
+	var readers errgroup.Group
+	readers.SetLimit(1024 / blocks)
+	for i, first := range places {
+		readers.Go(func() error {
+			results[i] = conn.read(buf[first*blockSize:][:blocks*blockSize], uint64(first*blockSize))
+			return nil
+		})
+	}
+	readers.Wait() // each result is its own
+	for i, err := range results {
+		if err != nil {
+			failed = append(failed, places[i])
+		}
+	}
+	return failed
+}
+
+// alive returns why the connection has ended, if it has.
+func (c *client) alive() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.broken
+}
+
+// unreadable marks a block that could not be read.
+func unreadable(block []byte) { binary.LittleEndian.PutUint64(block, ^uint64(0)) }
+
+func (v *verdict) judge(c content, buf []byte, lives []string) {
+	for lba := range c {
+		block := buf[lba*blockSize:][:blockSize]
+		if binary.LittleEndian.Uint64(block) == ^uint64(0) {
+			continue
+		}
+		if what := c.judge(lba, block, lives); what != "" {
+			v.add(lba, what)
 		}
 	}
 }
