@@ -30,10 +30,8 @@ func create(s *site) { s.create("v") }
 func start(dir string, args ...string) step {
 	return func(s *site) { s.t.Helper(); s.start(dir, args...) }
 }
-func stop(dir string) step     { return func(s *site) { s.t.Helper(); s.stop(dir) } }
-func kill(dir string) step     { return func(s *site) { s.t.Helper(); s.kill(dir) } }
-func verified(dir string) step { return func(s *site) { s.t.Helper(); s.verify(dir) } }
-func whole(dir string) step    { return func(s *site) { s.t.Helper(); s.whole(dir) } }
+func stop(dir string) step { return func(s *site) { s.t.Helper(); s.stop(dir) } }
+func kill(dir string) step { return func(s *site) { s.t.Helper(); s.kill(dir) } }
 
 // flushed writes to some of the blocks, and flushes.
 func flushed(dir string) step {

@@ -218,11 +218,3 @@ func refusedStart(dir string, texts ...string) step {
 		refused(texts...)(s, dir, nil)
 	}
 }
-
-// rightStart is a start that serves right bytes on the way.
-func rightStart(dir string, args ...string) step {
-	return func(s *site) {
-		s.t.Helper()
-		rightBytes(s, dir, args)
-	}
-}
