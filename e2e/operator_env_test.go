@@ -2,9 +2,8 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"hash/crc64"
+	"hash/crc32"
 	"io/fs"
 	"maps"
 	"os"
@@ -29,10 +28,11 @@ type site struct {
 	arena   string
 	shape   shape
 	servers map[string]*server.Server // by the volume's directory
-	content map[string]content        // by directory: what a volume there holds
-	loose   map[string]bool           // what was not flushed may be missing there: it is in the memory of another
-	lives   []string                  // names of lives, by number
-	life    map[string]uint32         // of the server that runs, by directory
+	clients map[string]*control.Client
+	content map[string]content // by directory: what a volume there holds
+	loose   map[string]bool    // what was not flushed may be missing there: it is in the memory of another
+	lives   []string           // names of lives, by number
+	life    map[string]uint32  // of the server that runs, by directory
 	version uint32
 	logs    int
 	lastLog string
@@ -57,7 +57,7 @@ func newSite(t *testing.T, o shape) *site {
 	}
 	s := &site{
 		t: t, root: root, arena: newArenaDir(t, root), shape: o,
-		servers: map[string]*server.Server{}, content: map[string]content{}, loose: map[string]bool{},
+		servers: map[string]*server.Server{}, clients: map[string]*control.Client{}, content: map[string]content{}, loose: map[string]bool{},
 		life: map[string]uint32{}, lives: []string{"nobody"}, mounts: map[string]string{},
 	}
 	t.Cleanup(s.clear)
@@ -245,19 +245,21 @@ func (s *site) read(dir string) (*verdict, error) {
 	return readAll(s.t.Context(), s.socket(dir), c, s.lives)
 }
 
-// ask runs a command on a server's control socket, and reads its JSON.
-func (s *site) ask(dir string, answer any, args ...string) error {
-	args = append(args, "--json", "--control", filepath.Join(s.path(dir), "control.sock"))
-	out, err := attempt(context.WithoutCancel(s.t.Context()), program, args...)
-	if err != nil {
-		return err
+// client asks the server of a directory.
+func (s *site) client(dir string) *control.Client {
+	c := s.clients[dir]
+	if c == nil {
+		c = control.NewClient(filepath.Join(s.path(dir), "control.sock"))
+		s.clients[dir] = c
+		s.t.Cleanup(c.Close)
 	}
-	return json.Unmarshal([]byte(out), answer)
+	return c
 }
 
-func (s *site) status(dir string) (st control.Status) {
+func (s *site) status(dir string) control.Status {
 	s.t.Helper()
-	s.must(s.ask(dir, &st, "status"))
+	st, err := s.client(dir).Status(context.WithoutCancel(s.t.Context()))
+	s.must(err)
 	return st
 }
 
@@ -281,8 +283,8 @@ func (s *site) whole(dir string) {
 // says reports whether an event, or the log, says all of these.
 func (s *site) says(dir string, texts ...string) bool {
 	s.t.Helper()
-	var list []control.Event
-	s.must(s.ask(dir, &list, "events"))
+	list, err := s.client(dir).Events(s.t.Context())
+	s.must(err)
 	return slices.ContainsFunc(list, func(e control.Event) bool {
 		return !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(e.What, text) })
 	})
@@ -300,7 +302,7 @@ func (s *site) sound(dir string, places map[int]string) {
 	}
 }
 
-var crcTable = crc64.MakeTable(crc64.ECMA)
+var crcTable = crc32.MakeTable(crc32.Castagnoli)
 
 // picture returns what is on disk below some names: kinds, sizes and contents.
 // Sockets and, unless all is set, what opening a metadata store may change are
@@ -324,7 +326,7 @@ func (s *site) picture(all bool, names ...string) map[string]string {
 				if err != nil {
 					return err
 				}
-				what = fmt.Sprintf("%d bytes %x", len(data), crc64.Checksum(data, crcTable))
+				what = fmt.Sprintf("%d bytes %x", len(data), crc32.Checksum(data, crcTable))
 			}
 			out[rel] = what
 			return nil

@@ -186,7 +186,7 @@ func beforeSurvivor(where string) want {
 var servers = []mistake{
 	{name: "two servers", steps: do(create, flushed("v")), want: refusedBeside("v", "W/v")},
 	{
-		name: "two servers, one by the slots' names", steps: do(create, flushed("v")),
+		name: "two servers, one by the slots' names", steps: do(create, flushed("v"), made("w")),
 		serve: []string{"w", "--slot", "0=W/v/slot-0", "--slot", "1=W/v/slot-1", "--slot", "2=W/v/slot-2"}, want: refusedBeside("v", "W/v"),
 	},
 	{
@@ -227,12 +227,12 @@ var arenas = []mistake{
 		name: "memory cut short", steps: do(killed, cutMemory, holdsFlushed), want: saying("aside"),
 	},
 	{
-		name: "slots named under another directory", steps: do(killed, holdsToo("v", "w")),
+		name: "slots named under another directory", steps: do(killed, holdsToo("v", "w"), made("w")),
 		serve: []string{"w", "--slot", "0=W/v/slot-0", "--slot", "1=W/v/slot-1", "--slot", "2=W/v/slot-2"},
 		want:  rightOr("W/v", "W/w"), undo: gone("w", "v"),
 	},
 	{
-		name: "slots named under another directory, memory adopted", steps: do(killed, holdsToo("v", "w")),
+		name: "slots named under another directory, memory adopted", steps: do(killed, holdsToo("v", "w"), made("w")),
 		serve: []string{"w", "--adopt-arena", "--slot", "0=W/v/slot-0", "--slot", "1=W/v/slot-1", "--slot", "2=W/v/slot-2"},
 		want:  right, undo: gone("w", "v"),
 	},

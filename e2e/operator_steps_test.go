@@ -46,7 +46,8 @@ var stopped = do(create, flushed("v"), stop("v"))
 func inMemory(dir string) step {
 	return func(s *site) {
 		s.t.Helper()
-		s.must(s.ask(dir, new(any), "fault", "add", "log.append", "hang"))
+		_, err := s.client(dir).AddFault(s.t.Context(), "log.append hang")
+		s.must(err)
 		s.write(dir, s.some(), false)
 	}
 }
@@ -155,7 +156,10 @@ func unmounted(dirs ...string) step {
 	return func(s *site) {
 		s.t.Helper()
 		for _, dir := range dirs {
-			s.command("umount", "-d", s.path(dir))
+			eventually(s.t, time.Minute, func() error { // a helper that was killed may still have files open
+				_, err := attempt(s.t.Context(), "umount", "-d", s.path(dir))
+				return err
+			})
 			delete(s.mounts, dir)
 		}
 	}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"testing"
 )
 
@@ -86,6 +87,8 @@ var (
 	// elsewhere has a slot in a directory of its own.
 	elsewhere = shape{slots: map[int]string{1: "disk/slot"}}
 	alone     = shape{replicas: 1}
+	// apart has no slot in the volume's directory.
+	apart = shape{slots: map[int]string{0: "d0/slot", 1: "d1/slot", 2: "d2/slot"}}
 )
 
 // missingSlots: a slot's directory is not what it was.
@@ -189,6 +192,10 @@ var missingSlots = []mistake{
 		serve: []string{"v", "--slot", "1=W/new1"}, want: right,
 	},
 	{
+		name: "directory lost, slots elsewhere", shape: apart, steps: do(killed, removedVolume("v")),
+		serve: []string{"v", "--slot", "0=W/d0/slot", "--slot", "1=W/d1/slot", "--slot", "2=W/d2/slot"}, want: right,
+	},
+	{
 		name: "volume moved", steps: do(killed, moved("v", "w")), serve: []string{"w"}, want: right, undo: moved("w", "v"),
 	},
 	{
@@ -209,6 +216,14 @@ var missingSlots = []mistake{
 		name: "the only slot not mounted", shape: shape{replicas: 1, slots: map[int]string{0: "d0/slot"}, disks: []string{"d0"}},
 		steps: do(killed, unmounted("d0")), want: refused("W/d0/slot"), undo: mounted("d0"),
 	},
+}
+
+// removedVolume is 'rm -rf' of a directory whose slots are elsewhere.
+func removedVolume(dir string) step {
+	return func(s *site) {
+		s.t.Helper()
+		s.must(os.RemoveAll(s.path(dir)))
+	}
 }
 
 // refusedStart is a start that is refused on the way.
