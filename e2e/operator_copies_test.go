@@ -3,7 +3,7 @@ package e2e
 // copies: a volume, or a backup of it, is served beside it or in its place.
 var copies = []mistake{
 	{
-		name: "copy of a stopped volume", steps: do(stopped, copied("v", "copy")), serve: []string{"copy"}, want: refused("W/v", "--new-identity"),
+		name: "copy of a stopped volume", long: true, steps: do(stopped, copied("v", "copy")), serve: []string{"copy"}, want: refused("W/v", "--new-identity"),
 	},
 	{
 		name: "copy of a killed volume", steps: do(killed, copied("v", "copy")), serve: []string{"copy"}, want: refused("W/v", "--new-identity"),
@@ -12,7 +12,7 @@ var copies = []mistake{
 		name: "copy of a running volume", steps: do(create, flushed("v"), copied("v", "copy")), serve: []string{"copy"}, want: refused("W/v"),
 	},
 	{
-		name: "copy of a stopped volume, a new identity", steps: do(stopped, copied("v", "copy"), start("v")),
+		name: "copy of a stopped volume, a new identity", long: true, steps: do(stopped, copied("v", "copy"), start("v")),
 		serve: []string{"copy", "--new-identity"}, want: beside("v"),
 	},
 	{
@@ -41,16 +41,16 @@ var copies = []mistake{
 		want: rightBytes,
 	},
 	{
-		name: "backup of a killed volume in its place, later", steps: do(killed, copied("v", "copy"), later("v"), slotsOf("copy", "v")), want: right,
+		name: "backup of a killed volume in its place, later", long: true, steps: do(killed, copied("v", "copy"), later("v"), slotsOf("copy", "v")), want: right,
 	},
 	{
-		name: "backup of one slot", steps: do(stopped, copied("v/slot-1", "old1"), later("v"), removed("v/slot-1"), moved("old1", "v/slot-1")), want: right,
+		name: "backup of one slot", long: true, steps: do(stopped, copied("v/slot-1", "old1"), later("v"), removed("v/slot-1"), moved("old1", "v/slot-1")), want: right,
 	},
 	{
 		name: "backup of one slot, after a kill", steps: do(stopped, copied("v/slot-1", "old1"), start("v"), flushed("v"), inMemory("v"), kill("v"), removed("v/slot-1"), moved("old1", "v/slot-1")), want: right,
 	},
 	{
-		name: "backups of two slots", steps: do(stopped, copied("v/slot-1", "old1"), copied("v/slot-2", "old2"), later("v"), moved("v/slot-1", "new1"), moved("v/slot-2", "new2"), moved("old1", "v/slot-1"), moved("old2", "v/slot-2")),
+		name: "backups of two slots", long: true, steps: do(stopped, copied("v/slot-1", "old1"), copied("v/slot-2", "old2"), later("v"), moved("v/slot-1", "new1"), moved("v/slot-2", "new2"), moved("old1", "v/slot-1"), moved("old2", "v/slot-2")),
 		want: rightOr("--survivor"), undo: do(refilled("v/slot-1", "new1"), refilled("v/slot-2", "new2")),
 	},
 	{

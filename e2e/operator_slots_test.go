@@ -18,7 +18,7 @@ func stores() (rows []mistake) {
 		{"removed with its directory", func(slot string) step { return removed(slot + "/meta") }, true},
 		{"rolled back", func(slot string) step { return refilled(slot+"/meta", "oldmeta") }, false},
 		{"rolled back to the day it was made", func(slot string) step { return refilled(slot+"/meta", "oldestmeta") }, true},
-		{"cut short", func(slot string) step { return truncated(slot+"/meta/badger/*", 0.5) }, false},
+		{"cut short", func(slot string) step { return truncated(slot+"/meta/badger/*", 0.5) }, true},
 		{"cut to nothing", func(slot string) step { return truncated(slot+"/meta/badger/*", 0) }, true},
 		{"another volume's", func(slot string) step { return refilled(slot+"/meta/badger", "o/slot-1/meta/badger") }, true},
 		{"another slot's", anotherStore, false},
@@ -73,7 +73,7 @@ func retired() []mistake {
 	// moved1 has slot 1 in new1; what was slot 1 is still where it was.
 	moved1 := do(create, flushed("v"), replaced("v", 1, "new1"), flushed("v"), stop("v"))
 	rows := []mistake{
-		{name: "slot replaced elsewhere", steps: moved1, want: right},
+		{name: "slot replaced elsewhere", long: true, steps: moved1, want: right},
 		{
 			name: "retired slot named", steps: moved1, serve: []string{"v", "--slot", "1=W/v/slot-1"}, want: without(1, "v/slot-1"),
 		},
@@ -99,10 +99,10 @@ func retired() []mistake {
 			name: "slot replaced where files are", steps: do(create, flushed("v"), file("new1/diary"), noReplacement("new1"), stop("v")), want: right,
 		},
 		{
-			name: "slot replaced where another slot is", steps: do(create, flushed("v"), noReplacement("v/slot-2"), stop("v")), want: right,
+			name: "slot replaced where another slot is", long: true, steps: do(create, flushed("v"), noReplacement("v/slot-2"), stop("v")), want: right,
 		},
 	}
-	for _, lines := range choose([]int{0, 1, 3}, []int{0, 1, 2, 3, 4, 6, 8}) {
+	for _, lines := range choose([]int{0, 3}, []int{0, 1, 2, 3, 4, 6, 8}) {
 		rows = append(rows, mistake{
 			name:  fmt.Sprintf("replacement cut short at line %d", lines),
 			steps: do(create, flushed("v"), replaceKilledAt("v", 1, "new1", lines)), want: rightBytes, undo: mended("v", 1),
@@ -139,14 +139,14 @@ func survivors() []mistake {
 	lost := do(stopped, moved("v/slot-1", "held1"), moved("v/slot-2", "held2"))
 	lostEmpty := do(lost, made("v/slot-1"), made("v/slot-2"))
 	rows := []mistake{
-		{name: "two slots lost, a survivor", steps: lost, serve: []string{"v", "--survivor", "0"}, want: right},
+		{name: "two slots lost, a survivor", long: true, steps: lost, serve: []string{"v", "--survivor", "0"}, want: right},
 		{name: "two slots lost, empty directories, a survivor", steps: lostEmpty, serve: []string{"v", "--survivor", "0"}, want: right},
 		{
 			name: "a survivor beside other files", steps: do(lost, file("v/slot-1/diary")),
 			serve: []string{"v", "--survivor", "0"}, want: beforeSurvivor("v/slot-1"), undo: do(removed("v/slot-1"), mended("v", 1)),
 		},
 		{
-			name: "a survivor, and the lost slots come back", steps: do(lost, later("v", "--survivor", "0"), moved("v/slot-1", "new1"), moved("v/slot-2", "new2"), moved("held1", "v/slot-1"), moved("held2", "v/slot-2")),
+			name: "a survivor, and the lost slots come back", long: true, steps: do(lost, later("v", "--survivor", "0"), moved("v/slot-1", "new1"), moved("v/slot-2", "new2"), moved("held1", "v/slot-1"), moved("held2", "v/slot-2")),
 			want: refused("slot-1", "slot-2"), undo: do(removed("v/slot-1", "v/slot-2"), moved("new1", "v/slot-1"), moved("new2", "v/slot-2")),
 		},
 		{
@@ -158,7 +158,7 @@ func survivors() []mistake {
 			serve: []string{"v", "--survivor", "0"}, want: refused("slot-0"), undo: do(moved("held0", "v/slot-0"), moved("held1", "v/slot-1")),
 		},
 	}
-	for _, lines := range choose([]int{3, 6, 9}, []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15}) {
+	for _, lines := range choose([]int{3, 6}, []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15}) {
 		cut := do(lostEmpty, killedAt("v", lines, "--survivor", "0"))
 		rows = append(rows, mistake{
 			name: fmt.Sprintf("a survivor cut short at line %d, and away for a start", lines), steps: do(cut, moved("v/slot-0", "held0")),
@@ -194,7 +194,7 @@ var servers = []mistake{
 		serve: []string{"copy"}, want: refusedBeside("v", "W/v"),
 	},
 	{
-		name: "two servers, one that creates", steps: do(create, flushed("v")), serve: []string{"v", "--size", sizeArg}, want: refusedBeside("v", "W/v"),
+		name: "two servers, one that creates", long: true, steps: do(create, flushed("v")), serve: []string{"v", "--size", sizeArg}, want: refusedBeside("v", "W/v"),
 	},
 }
 
@@ -234,7 +234,11 @@ var arenas = []mistake{
 	{
 		name: "slots named under another directory, memory adopted", steps: do(killed, holdsToo("v", "w"), made("w")),
 		serve: []string{"w", "--adopt-arena", "--slot", "0=W/v/slot-0", "--slot", "1=W/v/slot-1", "--slot", "2=W/v/slot-2"},
-		want:  right, undo: gone("w", "v"),
+		want:  rightOr("W/v"), undo: gone("w", "v"), long: true,
+	},
+	{
+		name: "memory adopted by a copy of a killed volume", steps: do(killed, copied("v", "copy"), kept("v", "copy")),
+		serve: []string{"copy", "--new-identity", "--adopt-arena"}, want: right, undo: holdsFlushed,
 	},
 }
 

@@ -134,7 +134,7 @@ var missingSlots = []mistake{
 		want: rightBytes, undo: mended("v", 1),
 	},
 	{
-		name: "slot's log removed", steps: do(stopped, removed("v/slot-1/log")),
+		name: "slot's log removed", long: true, steps: do(stopped, removed("v/slot-1/log")),
 		want: rightBytes, undo: mended("v", 1),
 	},
 	{
@@ -142,7 +142,7 @@ var missingSlots = []mistake{
 		want: rightBytes, undo: mended("v", 1), long: true,
 	},
 	{
-		name: "two slots emptied", steps: do(stopped, emptied("v/slot-1", "held1"), emptied("v/slot-2", "held2")),
+		name: "two slots emptied", long: true, steps: do(stopped, emptied("v/slot-1", "held1"), emptied("v/slot-2", "held2")),
 		want: refused("slot-1", "slot-2", "--survivor"), undo: do(refilled("v/slot-1", "held1"), refilled("v/slot-2", "held2")),
 	},
 	{
@@ -156,7 +156,7 @@ var missingSlots = []mistake{
 		undo: do(moved("held0", "v/slot-0"), moved("held1", "v/slot-1"), moved("held2", "v/slot-2")),
 	},
 	{
-		name: "slot not mounted", shape: onTwoDisks, steps: do(stopped, unmounted("d1")),
+		name: "slot not mounted", long: true, shape: onTwoDisks, steps: do(stopped, unmounted("d1")),
 		want: without(1, "d1"), undo: mounted("d1"),
 	},
 	{
@@ -164,11 +164,11 @@ var missingSlots = []mistake{
 		serve: []string{"v", "--slot", "1=W/d1/slot", "--slot", "2=W/d2/slot"}, want: without(1, "d1"), undo: mounted("d1"),
 	},
 	{
-		name: "two slots not mounted", shape: onTwoDisks, steps: do(stopped, unmounted("d1", "d2")),
+		name: "two slots not mounted", long: true, shape: onTwoDisks, steps: do(stopped, unmounted("d1", "d2")),
 		want: refused("W/d1/slot", "W/d2/slot"), undo: mounted("d1", "d2"),
 	},
 	{
-		name: "no slot mounted", shape: onDisks, steps: do(stopped, unmounted("d0", "d1", "d2")),
+		name: "no slot mounted", long: true, shape: onDisks, steps: do(stopped, unmounted("d0", "d1", "d2")),
 		want: refused("W/d0/slot"), undo: mounted("d0", "d1", "d2"),
 	},
 	{
@@ -213,7 +213,7 @@ var missingSlots = []mistake{
 		want: refused("slot-0"), undo: refilled("v/slot-0", "held"),
 	},
 	{
-		name: "the only slot not mounted", shape: shape{replicas: 1, slots: map[int]string{0: "d0/slot"}, disks: []string{"d0"}},
+		name: "the only slot not mounted", long: true, shape: shape{replicas: 1, slots: map[int]string{0: "d0/slot"}, disks: []string{"d0"}},
 		steps: do(killed, unmounted("d0")), want: refused("W/d0/slot"), undo: mounted("d0"),
 	},
 }
