@@ -37,7 +37,7 @@ var copies = []mistake{
 		want:  saying("aside"),
 	},
 	{
-		name: "backup of a running volume in its place", steps: do(create, flushed("v"), copied("v", "copy"), flushed("v"), kill("v"), slotsOf("copy", "v")),
+		name: "backup of a running volume in its place", steps: do(create, flushed("v"), copied("v", "copy"), flushed("v"), released("v"), kill("v"), slotsOf("copy", "v")),
 		want: rightBytes,
 	},
 	{
@@ -99,7 +99,7 @@ func beside(other string) want {
 // without a restart of the machine.
 var snapshots = []mistake{
 	{
-		name: "snapshots of all slots", steps: do(create, flushed("v"), copied("v", "snap"), flushed("v"), flushed("v"), inMemory("v"), kill("v"), slotsOf("snap", "v")),
+		name: "snapshots of all slots", steps: do(create, flushed("v"), copied("v", "snap"), flushed("v"), flushed("v"), released("v"), inMemory("v"), kill("v"), slotsOf("snap", "v")),
 		want: saying("aside"),
 	},
 	{
@@ -111,7 +111,7 @@ var snapshots = []mistake{
 		want: right,
 	},
 	{
-		name: "snapshot of the only slot", shape: alone, steps: do(create, flushed("v"), copied("v", "snap"), flushed("v"), flushed("v"), inMemory("v"), kill("v"), slotsOf("snap", "v")),
+		name: "snapshot of the only slot", shape: alone, steps: do(create, flushed("v"), copied("v", "snap"), flushed("v"), flushed("v"), released("v"), inMemory("v"), kill("v"), slotsOf("snap", "v")),
 		want: saying("aside"),
 	},
 	{

@@ -41,6 +41,19 @@ func flushed(dir string) step {
 // stopped is a volume that was made, written to twice and stopped.
 var stopped = do(create, flushed("v"), stop("v"))
 
+// released waits until memory holds nothing any more: all is on every slot.
+func released(dir string) step {
+	return func(s *site) {
+		s.t.Helper()
+		eventually(s.t, time.Minute, func() error {
+			if a := s.status(dir).Arena; a.FreeBytes != a.SizeBytes {
+				return fmt.Errorf("%d bytes are in memory", a.SizeBytes-a.FreeBytes)
+			}
+			return nil
+		})
+	}
+}
+
 // inMemory writes to some of the blocks while every log stands still: what was
 // acknowledged is in shared memory alone, until the server is killed.
 func inMemory(dir string) step {
