@@ -78,11 +78,12 @@ func (s *site) clear() {
 	}
 	if s.t.Failed() && s.lastLog != "" {
 		text, _ := os.ReadFile(s.lastLog) // it may not have come so far
-		if at := strings.Index(string(text), "\npanic: "); at >= 0 {
-			text = text[at : at+min(len(text)-at, 4<<10)]
-		}
 		lines := strings.Split(string(text), "\n")
-		s.t.Logf("the last server's last words:\n%s", strings.Join(lines[max(0, len(lines)-25):], "\n"))
+		first := max(0, len(lines)-25)
+		if at := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "panic: ") }); at >= 0 {
+			first = at
+		}
+		s.t.Logf("the last server's last words:\n%s", strings.Join(lines[first:min(len(lines), first+25)], "\n"))
 	}
 	for dir := range s.mounts {
 		if _, err := attempt(context.WithoutCancel(s.t.Context()), "umount", "-d", s.path(dir)); err != nil {
