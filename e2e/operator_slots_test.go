@@ -20,7 +20,7 @@ func stores() (rows []mistake) {
 		{"rolled back to the day it was made", func(slot string) step { return refilled(slot+"/meta", "oldestmeta") }, true},
 		{"cut short", func(slot string) step { return truncated(slot+"/meta/badger/*", 0.5) }, true},
 		{"cut to nothing", func(slot string) step { return truncated(slot+"/meta/badger/*", 0) }, true},
-		{"another volume's", func(slot string) step { return refilled(slot+"/meta/badger", "o/slot-1/meta/badger") }, true},
+		{"another volume's", func(slot string) step { return refilled(slot+"/meta/badger", "o/slot-0/meta/badger") }, true},
 		{"another slot's", anotherStore, false},
 	} {
 		soon := []string{"--deadline", "3s"} // what cannot be read is waited for until then
