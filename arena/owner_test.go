@@ -108,7 +108,14 @@ func TestRetiredTorn(t *testing.T) {
 	if got := retired(t, a, 1); got != 20 {
 		t.Errorf("killed in the middle: %d, want 20", got)
 	}
-	copies[1-older].lsn.Add(1)
+	a.Retired(1, 25) // the next server, which is killed there as well
+	for i := range copies {
+		if v := copies[i].lsn.Load(); v != 20 && v != 25 {
+			t.Errorf("copy %d is left as %d, which a kill has torn", i, v)
+		}
+	}
+	copies[0].lsn.Add(1)
+	copies[1].lsn.Add(1)
 	if _, err := a.RetiredLSN(1); !errors.Is(err, ErrDamaged) {
 		t.Errorf("no copy is whole: %v", err)
 	}

@@ -15,8 +15,8 @@ func sealOf(shard int, lsn uint64) uint64 { return ^lsn ^ retiredSeal ^ uint64(s
 func (a *Arena) Retired(shard uint16, lsn uint64) {
 	copies := &a.retired[shard].copies
 	older := 0
-	if copies[1].lsn.Load() < copies[0].lsn.Load() {
-		older = 1
+	if whole := [2]bool{a.isWhole(shard, 0), a.isWhole(shard, 1)}; whole[0] && (!whole[1] || copies[1].lsn.Load() < copies[0].lsn.Load()) {
+		older = 1 // or the one that a kill has torn
 	}
 	if lsn <= copies[1-older].lsn.Load() {
 		return
@@ -25,6 +25,13 @@ func (a *Arena) Retired(shard uint16, lsn uint64) {
 	a.changed()
 	copies[older].seal.Store(sealOf(int(shard), lsn))
 	a.changed()
+}
+
+// isWhole reports whether a copy of what a shard has released is as it was stored.
+func (a *Arena) isWhole(shard uint16, i int) bool {
+	c := &a.retired[shard].copies[i]
+	v, seal := c.lsn.Load(), c.seal.Load()
+	return seal == sealOf(int(shard), v) || v == 0 && seal == 0
 }
 
 // RetiredLSN returns what Retired noted last; 0 when it never did. The error wraps
@@ -36,9 +43,8 @@ func (a *Arena) RetiredLSN(shard uint16) (lsn uint64, err error) {
 	}
 	whole := 0
 	for i := range copies {
-		v, seal := copies[i].lsn.Load(), copies[i].seal.Load()
-		if seal == sealOf(int(shard), v) || v == 0 && seal == 0 {
-			lsn, whole = max(lsn, v), whole+1
+		if a.isWhole(shard, i) {
+			lsn, whole = max(lsn, copies[i].lsn.Load()), whole+1
 		}
 	}
 	if whole == 0 {

@@ -64,6 +64,11 @@ func (d *Device) blank(slot int) error {
 	if err != nil {
 		return err
 	}
+	if d.group != nil { // while it is served; at a start the assembly has just looked
+		if err := d.group.Welcomes(s); err != nil {
+			return errors.Join(err, s.Close())
+		}
+	}
 	err = s.Blank(func(names []string) error { return d.moveAside(slot, dir, names) })
 	return errors.Join(err, s.Close())
 }

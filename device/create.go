@@ -108,17 +108,13 @@ func isOfMaking(found, want *journal.Superblock) error {
 	return fmt.Errorf("it is in the way of a volume that is being made: %w", replica.ErrForeign)
 }
 
-// makeSlot makes a blank slot in a directory, with an empty metadata store.
+// makeSlot makes a blank slot in a directory.
 func (d *Device) makeSlot(dir string, super *journal.Superblock) (*replica.Slot, error) {
 	files, err := disk.Real(dir, disk.Options{Create: true})
 	if err != nil {
 		return nil, err
 	}
-	s, err := replica.MakeSlot(d.faulty(files, int(super.Slot)), dir, super)
-	if err != nil {
-		return nil, err
-	}
-	return d.attach(s)
+	return replica.MakeSlot(d.faulty(files, int(super.Slot)), dir, super)
 }
 
 // replaceSlot makes a blank slot on an operator's word. What is in its place is set

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"reflect"
 	"time"
@@ -142,7 +143,7 @@ func (d *Device) openSlots(ctx context.Context) (err error) {
 			CheckpointBytes: int64(replayBytes / g.Shards), MapBytes: int(d.opt.mapBytes()) / (g.Shards * g.Replicas),
 			Policy:   reclaim.Policy{Constantly: d.opt.ReclaimAlways},
 			Survivor: d.opt.Survivor, Replace: d.opt.Replace, Parallel: true, Log: d.events.note,
-			Known: d.known(l), Draw: draw,
+			Known: d.known(l), Draw: draw, AttachStore: d.attachStore,
 			MakeSlot: func(super *journal.Superblock) (*replica.Slot, error) {
 				return d.replaceSlot(l.dirs[super.Slot], super)
 			},
@@ -212,7 +213,11 @@ func (d *Device) keepRecord() error {
 	if d.layout.record != nil && reflect.DeepEqual(r, d.layout.record) {
 		return nil
 	}
-	if err := r.write(d.opt.Dir); err != nil {
+	err := os.MkdirAll(d.opt.Dir, 0o755) // its slots may all be elsewhere
+	if err == nil {
+		err = r.write(d.opt.Dir)
+	}
+	if err != nil {
 		return fmt.Errorf("record the volume: %w", err)
 	}
 	d.layout.record = r
@@ -267,11 +272,7 @@ func (d *Device) openSlot(id int, l *layout) (*replica.Slot, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := replica.ReadSlot(d.faulty(files, id), slotID(id), dir)
-	if err != nil {
-		return nil, err
-	}
-	return d.attach(s)
+	return replica.ReadSlot(d.faulty(files, id), slotID(id), dir)
 }
 
 // faulty puts a slot's files under the rules that are in force.
@@ -282,16 +283,16 @@ func (d *Device) faulty(files disk.FS, id int) disk.FS {
 	return disk.Faulty(files, d.opt.Faults, id, disk.FaultyOptions{})
 }
 
-// attach gives an open slot its metadata store.
-func (d *Device) attach(s *replica.Slot) (*replica.Slot, error) {
+// attachStore gives a slot that belongs to the volume its metadata store.
+func (d *Device) attachStore(s *replica.Slot) error {
 	store, err := meta.StartHelper(meta.HelperOptions{
 		Dir: filepath.Join(s.Where, "meta"), Command: d.opt.HelperCommand, Badger: meta.BadgerOptions{Expect: s.Expect()},
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("slot %d: metadata: %w", s.ID, err), s.Close())
+		return fmt.Errorf("slot %d: metadata: %w", s.ID, err)
 	}
 	s.Attach(store)
-	return s, nil
+	return nil
 }
 
 func slotID(i int) journal.SlotID { return journal.SlotID(i) }

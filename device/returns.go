@@ -258,11 +258,7 @@ func (r *returns) reopenSlot(slot int) (*replica.Slot, error) {
 		r.doubts[slot].Store(nil)
 		d.survey()
 	}
-	s, err := d.openSlot(slot, d.layout)
-	if replica.Unbelievable(err) {
-		r.doubt(slot, err)
-	}
-	return s, err
+	return d.openSlot(slot, d.layout)
 }
 
 // liveSlots are the slots that take part.

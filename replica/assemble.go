@@ -15,8 +15,8 @@ import (
 type Assembly struct {
 	Options      // Arena and Announce are the assembly's to set
 	Replicas int // how many slots there are
-	// OpenSlot opens the slot that is in its place, with its metadata store
-	// attached. The error wraps fs.ErrNotExist when the place is empty.
+	// OpenSlot opens the slot that is in its place. The error wraps fs.ErrNotExist
+	// when the place is empty.
 	OpenSlot func(id int) (*Slot, error)
 	// SetAside makes blank, without loss, the slots whose own content is at
 	// fault; why is by ID. All slots are closed when it is called.

@@ -15,6 +15,8 @@ type CheckReport struct {
 	Note func(slot int, what string)
 	// Verified: that many more bytes of a slot's data were read.
 	Verified func(slot int, sizeBytes int64)
+	// AttachStore opens the metadata store of a slot of the volume, and attaches it.
+	AttachStore func(*Slot) error
 }
 
 // Check verifies slots that nobody serves, each by itself and then against the
@@ -24,7 +26,7 @@ type CheckReport struct {
 // closed after it, and not be used for anything else.
 func Check(slots []*Slot, known Known, report CheckReport) error {
 	g := &Group{Slots: slots, Absent: make([]error, len(slots)), wentBack: make([]bool, len(slots))}
-	g.opt = Options{Known: known, Log: func(slot int, what string, err error) { report.Found(slot, what, err) }}
+	g.opt = Options{Known: known, AttachStore: report.AttachStore, Log: func(slot int, what string, err error) { report.Found(slot, what, err) }}
 	if err := g.identify(); err != nil {
 		return err
 	}
@@ -36,7 +38,11 @@ func Check(slots []*Slot, known Known, report CheckReport) error {
 	g.each(func(i int, s *Slot) {
 		c.superblock(i, s)
 		c.owner[i] = make(map[uint32]uint16)
-		if err := g.recoverSlot(i, s); err != nil {
+		err := g.attach(s)
+		if err == nil {
+			err = g.recoverSlot(i, s)
+		}
+		if err != nil {
 			c.Found(i, "slot", err)
 			for _, lanes := range g.Lanes {
 				lanes[i] = nil

@@ -26,9 +26,12 @@ type Options struct {
 	Arena func(*Group) (Outlived, error)
 	// Announce names members that are about to take over, in the arena.
 	Announce func(g *Group, next journal.Members)
-	// MakeSlot makes a blank slot in its place, on an operator's word, with its
-	// metadata store attached.
+	// MakeSlot makes a blank slot in its place, on an operator's word.
 	MakeSlot func(*journal.Superblock) (*Slot, error)
+	// AttachStore opens the metadata store of a slot that was found to be of the
+	// volume, and attaches it; nil: every slot comes with its store. What is left
+	// out is not touched by it.
+	AttachStore func(*Slot) error
 	// Known is what is known of the volume beside its slots.
 	Known Known
 	// Replace are the slots that an operator wants replaced: bit i for slot i.
@@ -103,6 +106,7 @@ func recoverWithout(unfit map[journal.LaneID]error, slots []*Slot, absent []erro
 	if err := g.identify(); err != nil {
 		return nil, err
 	}
+	g.apart(func(_ int, s *Slot) error { return g.attach(s) })
 	if err := g.recoverSlots(); err != nil {
 		return nil, err
 	}
@@ -136,6 +140,14 @@ func (g *Group) identify() error {
 	}
 	g.checkMembers()
 	return g.checkLives()
+}
+
+// attach opens the slot's metadata store, unless it has it.
+func (g *Group) attach(s *Slot) error {
+	if s.store != nil || g.opt.AttachStore == nil {
+		return nil
+	}
+	return g.opt.AttachStore(s)
 }
 
 // Start stores that the generation begins. Nothing may be served before.

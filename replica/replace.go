@@ -125,6 +125,9 @@ func (g *Group) makeReplacement(id int, next journal.Members) error {
 		return s.Close()
 	}
 	g.Slots[id], g.Absent[id] = s, nil
+	if err := g.attach(s); err != nil {
+		return err
+	}
 	if err := g.recoverSlot(id, s); err != nil {
 		return err
 	}

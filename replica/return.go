@@ -37,10 +37,13 @@ type Returning struct {
 // error, a ContentError if what the slot holds is at fault, the caller closes the
 // slot.
 func (g *Group) Reopen(s *Slot) (lanes []Returning, err error) {
-	if err := g.welcomes(s); err != nil {
+	if err := g.Welcomes(s); err != nil {
 		return nil, err
 	}
-	if lanes, err = g.reopen(s); Unbelievable(err) {
+	if err = g.attach(s); err == nil {
+		lanes, err = g.reopen(s)
+	}
+	if Unbelievable(err) {
 		err = &ContentError{err}
 	}
 	return lanes, err
@@ -88,9 +91,9 @@ func (g *Group) copier(to *journal.Recovery, s *Slot) *journal.Copier {
 	}
 }
 
-// welcomes returns why a slot cannot come back, nil when it can: it is of this
+// Welcomes returns why a slot cannot come back, nil when it can: it is of this
 // volume and its members, and knows of nothing that its peers do not.
-func (g *Group) welcomes(s *Slot) error {
+func (g *Group) Welcomes(s *Slot) error {
 	if s.Geometry() != g.Geometry {
 		return fmt.Errorf("slot %d in %s: %w", s.ID, s.Where, ErrMismatch)
 	}

@@ -90,7 +90,7 @@ func checkVolume(ctx context.Context, o VolumeOptions, out, stderr io.Writer) (e
 	if err != nil {
 		return err
 	}
-	err = replica.Check(slots, known, replica.CheckReport{Found: c.found, Note: c.note, Verified: c.verified})
+	err = replica.Check(slots, known, replica.CheckReport{Found: c.found, Note: c.note, Verified: c.verified, AttachStore: attachStore})
 	if err != nil {
 		return err
 	}
@@ -131,22 +131,23 @@ func (c *volumeCheck) openSlot(id int, dir string) (*replica.Slot, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := replica.ReadSlot(files, journal.SlotID(id), dir)
-	if err != nil {
-		return nil, err
-	}
-	store := filepath.Join(dir, "meta")
+	return replica.ReadSlot(files, journal.SlotID(id), dir)
+}
+
+// attachStore opens the metadata store of a slot, and makes none.
+func attachStore(s *replica.Slot) error {
+	store := filepath.Join(s.Where, "meta")
 	if _, err := os.Stat(store); err != nil {
-		return nil, errors.Join(fmt.Errorf("metadata: %w", err), s.Close())
+		return fmt.Errorf("metadata: %w", err)
 	}
 	expect := s.Expect()
 	expect.Create = false
 	m, err := meta.StartHelper(meta.HelperOptions{Dir: store, Badger: meta.BadgerOptions{Expect: expect}})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("metadata: %w", err), s.Close())
+		return fmt.Errorf("metadata: %w", err)
 	}
 	s.Attach(m)
-	return s, nil
+	return nil
 }
 
 func (c *volumeCheck) found(slot int, place string, err error) {

@@ -127,7 +127,7 @@ func startServer(ctx context.Context, plan servePlan, checks []control.Check) (*
 
 // openOrCreate opens the volume, or makes one if a size was given.
 func openOrCreate(ctx context.Context, o VolumeOptions) (Volume, error) {
-	if o.SizeBytes == 0 {
+	if o.SizeBytes == 0 && len(o.Slots) == 0 {
 		if _, err := os.Stat(o.Dir); errors.Is(err, fs.ErrNotExist) {
 			return nil, errNoVolume
 		}

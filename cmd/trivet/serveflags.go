@@ -206,6 +206,9 @@ func (f *serveFlags) planSurvivor(p *servePlan) error {
 
 func (f *serveFlags) planReplace(p *servePlan) error {
 	p.volume.NewIdentity, p.volume.AdoptArena, p.volume.AcceptLoss = f.newIdentity, f.adoptArena, f.acceptLoss
+	if f.newIdentity && f.adoptArena {
+		return errors.New("--adopt-arena and --new-identity: what shared memory holds stays with the original; serve that one, or give the copy one of the two")
+	}
 	for _, text := range f.replace {
 		id, err := strconv.Atoi(text)
 		if err != nil || id < 0 || id >= journal.MaxSlots {
