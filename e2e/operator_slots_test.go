@@ -238,7 +238,7 @@ var arenas = []mistake{
 	},
 	{
 		name: "memory adopted by a copy of a killed volume", steps: do(killed, copied("v", "copy"), kept("v", "copy")),
-		serve: []string{"copy", "--new-identity", "--adopt-arena"}, want: refused("--new-identity"),
+		serve: []string{"copy", "--new-identity", "--adopt-arena"}, want: misused("--new-identity"),
 	},
 }
 

@@ -384,7 +384,28 @@ func (s *site) describe(dir string) string {
 
 func (s *site) holdRefusal(r *refusal, texts []string) {
 	s.t.Helper()
-	if r.status != 1 || len(r.lines) != 1 {
+	s.holdExit(r, 1, texts)
+}
+
+// misused: the flags contradict each other, which is told before anything is looked
+// at.
+func misused(texts ...string) want {
+	return func(s *site, dir string, args []string) {
+		s.t.Helper()
+		before := s.picture(false, s.everything()...)
+		r := s.try(dir, args...)
+		if r == nil {
+			s.t.Fatalf("it serves, and should be refused with %q", texts)
+		}
+		s.holdExit(r, 2, texts)
+		s.unchanged(before, s.picture(false, s.everything()...), "it was refused")
+	}
+}
+
+// holdExit holds that a refusal is one line with that exit status, and says texts.
+func (s *site) holdExit(r *refusal, status int, texts []string) {
+	s.t.Helper()
+	if r.status != status || len(r.lines) != 1 {
 		s.t.Errorf("refused with exit %d and %d lines: %q", r.status, len(r.lines), r.lines)
 	}
 	all := strings.Join(r.lines, "\n")

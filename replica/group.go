@@ -106,6 +106,9 @@ func recoverWithout(unfit map[journal.LaneID]error, slots []*Slot, absent []erro
 	if err := g.identify(); err != nil {
 		return nil, err
 	}
+	if err := g.checkSight(); err != nil {
+		return nil, err
+	}
 	g.apart(func(_ int, s *Slot) error { return g.attach(s) })
 	if err := g.recoverSlots(); err != nil {
 		return nil, err
@@ -387,33 +390,74 @@ const lifeMargin = 64
 func (g *Group) checkQuorum() error {
 	g.heedOlder()
 	g.usable = make([]bool, len(g.Slots))
-	usable, fresh, witnesses := 0, 0, 0
+	var t tally
 	g.each(func(i int, s *Slot) {
-		g.usable[i] = g.isWhole(i, s)
-		if g.usable[i] {
-			usable++
+		if g.usable[i] = g.isWhole(i, s); g.usable[i] {
 			g.started = max(g.started, s.Started())
 		}
-		if s.fresh() && !g.wentBack[i] {
-			fresh++
-		}
+		t.count(g, i, g.usable[i])
 	})
 	g.each(func(i int, _ *Slot) {
 		if g.isFed(i) {
-			witnesses++
+			t.witnesses++
 		}
 	})
-	switch {
-	case usable >= g.Quorum(), fresh >= g.Quorum():
+	if g.isEnoughOf(t) {
+		if t.usable == 1 && t.sole {
+			g.sole = g.Members.Number
+		}
 		return nil
-	case usable > 0 && usable+witnesses >= g.Quorum():
-		return nil
-	case usable == 1 && g.isSole():
-		return nil
-	case g.opt.Survivor > 0 && g.usable[g.opt.Survivor-1]:
+	}
+	if g.opt.Survivor > 0 && g.usable[g.opt.Survivor-1] {
 		g.reportLag(g.opt.Survivor - 1)
 		return nil
 	}
+	return g.tooFew(t.usable)
+}
+
+// checkSight refuses when the slots in sight cannot be enough, whatever is in their
+// logs: their metadata stores are not opened then, and nothing is made.
+func (g *Group) checkSight() error {
+	var t tally
+	g.each(func(i int, s *Slot) {
+		t.count(g, i, !s.blank() && !g.wentBack[i])
+		if s.blank() && (s.super.Checkpoint != journal.StoreCommit{} || s.super.Announced != journal.StoreCommit{}) {
+			t.witnesses++ // it may be one
+		}
+	})
+	if survivor := g.survivor(); g.isEnoughOf(t) || survivor != nil && !survivor.blank() {
+		return nil
+	}
+	return g.tooFew(t.usable)
+}
+
+// tally counts slots that may be believed.
+type tally struct {
+	usable, fresh, witnesses int
+	sole                     bool // one is that on which an operator has built the members
+}
+
+func (t *tally) count(g *Group, i int, usable bool) {
+	s := g.Slots[i]
+	if usable {
+		t.usable++
+		t.sole = t.sole || s.super.Sole != 0 && s.super.Sole == g.Members.Number
+	}
+	if s.fresh() && !g.wentBack[i] {
+		t.fresh++
+	}
+}
+
+// isEnoughOf reports whether so many slots do for a volume: a quorum of usable ones;
+// or of originals that never took part; or one and those that bear witness that it
+// lacks nothing; or the one on which an operator has built the members, of which no
+// other was ever whole.
+func (g *Group) isEnoughOf(t tally) bool {
+	q := g.Quorum()
+	return t.usable >= q || t.fresh >= q || t.usable > 0 && t.usable+t.witnesses >= q || t.usable == 1 && t.sole
+}
+
+func (g *Group) tooFew(usable int) error {
 	return g.because(fmt.Errorf("%w: %d of %d, %d are needed; if the others are lost for good, --survivor ID opens the volume with one",
 		ErrQuorum, usable, g.Replicas, g.Quorum()))
 }
@@ -426,17 +470,6 @@ func (g *Group) isWhole(i int, s *Slot) bool {
 		}
 	}
 	return !s.blank() && !g.wentBack[i]
-}
-
-// isSole reports whether the one usable slot is the one on which an operator has
-// built the present members: no other of them was ever whole.
-func (g *Group) isSole() (sole bool) {
-	g.each(func(i int, s *Slot) {
-		if g.usable[i] && s.super.Sole != 0 && s.super.Sole == g.Members.Number {
-			sole, g.sole = true, s.super.Sole
-		}
-	})
-	return sole
 }
 
 // heedOlder decides which slots of an older version that never took part are
