@@ -83,7 +83,17 @@ func (w *world) mistake(m *image, past []*image) verdict {
 		v.model.cut()
 		return v
 	}
-	switch draw := w.rng.IntN(7); draw {
+	switch draw := w.rng.IntN(9); draw {
+	case 7:
+		w.cover["stores put back from a copy"]++
+		w.legs[i].store.Replace(old.stores[i])
+		w.legs[i].suspicious = true
+		return verdict{serve: true, missing: -1}
+	case 8:
+		w.cover["stores that are another slot's, or empty"]++
+		w.legs[i].store.Replace([]meta.Contents{m.stores[j], {}}[w.rng.IntN(2)])
+		w.legs[i].suspicious = true
+		return verdict{serve: true, missing: -1}
 	case 0:
 		w.cover["slots put back from a copy"]++
 		w.plug(i, old, i)
@@ -254,7 +264,7 @@ func (w *world) drawKill() {
 	case 1:
 		w.add2(fmt.Sprintf("any nth=%d crash", 1+w.rng.IntN(300)))
 	default:
-		w.fuse = 1 + w.rng.IntN(4)
+		w.fuse = 1 + w.rng.IntN(12)
 	}
 }
 

@@ -107,7 +107,8 @@ func TestSimMistakes(t *testing.T) {
 	for _, name := range []string{
 		"served", "refused", "two slots lost", "slots put back from a copy", "volumes put back from a copy", "two slots put back, the third there",
 		"two slots put back, the third away", "two slots swapped", "one slot away", "one slot emptied", "killed while a survivor was opened",
-		"killed while a slot was replaced", "arenas set aside",
+		"killed while a slot was replaced", "arenas set aside", "stores put back from a copy",
+		"stores that are another slot's, or empty", "slots set aside", "killed at a store in the arena",
 	} {
 		t.Logf("%9d %s", cover[name], name)
 		if cover[name] == 0 && failed == 0 && *flagN >= 1000 {

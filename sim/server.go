@@ -196,6 +196,9 @@ func (s *server) openArena(g replica.Geometry) (_ *arena.Arena, err error) {
 		return nil, err
 	}
 	s.arena = w.arena
+	if w.line != nil {
+		s.watchArena()
+	}
 	records, err := s.arena.Recover()
 	for _, r := range records {
 		if r.Err != nil {
