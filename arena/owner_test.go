@@ -224,3 +224,30 @@ func TestElsewhere(t *testing.T) {
 	}
 	expect("removed", other, "")
 }
+
+// TestUnknownBoot: memory does not outlive a boot, so a file in it is of this one
+// whatever the kernel says; a file on a disk is believed only if the kernel says
+// that it is.
+func TestUnknownBoot(t *testing.T) {
+	unknown, one, two := [16]byte{}, [16]byte{1}, [16]byte{2}
+	for _, c := range []struct {
+		kind      Kind
+		made, now [16]byte
+		believed  bool
+	}{
+		{TmpFS, one, one, true},
+		{TmpFS, one, two, false},
+		{TmpFS, unknown, unknown, true},
+		{TmpFS, unknown, one, true},
+		{DiskFile, one, one, true},
+		{DiskFile, one, two, false},
+		{DiskFile, unknown, unknown, false},
+		{DiskFile, unknown, one, false},
+		{DiskFile, one, unknown, false},
+	} {
+		err := (&identity{boot: c.made}).check(&identity{boot: c.now}, c.kind)
+		if c.believed != (err == nil) || err != nil && !errors.Is(err, ErrStale) {
+			t.Errorf("%v of boot %x, now %x: %v, expected to be believed: %v", c.kind, c.made[0], c.now[0], err, c.believed)
+		}
+	}
+}
