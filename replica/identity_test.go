@@ -352,3 +352,83 @@ func TestMigrate(t *testing.T) {
 		}
 	}
 }
+
+// renamed opens three slots as an assembly does, as far as their identity goes.
+// It returns whether that went through.
+func renamed(files [3]disk.FS, next journal.Volume) (bool, error) {
+	a := Assembly{NewID: next, Options: Options{Log: func(int, string, error) {}, Known: Known{Home: "/copy"}}}
+	slots := make([]*Slot, 3)
+	for i := range slots {
+		var err error
+		if slots[i], err = ReadSlot(files[i], journal.SlotID(i), "slot"); err != nil {
+			return false, errors.Join(err, closeSlots(slots))
+		}
+	}
+	err := a.rename(slots)
+	return err == nil, closeSlots(slots)
+}
+
+// TestRenameCutShort kills the taking of a new identity at every operation: the next
+// start, which is not told of it, goes on with it, and the slots belong together
+// with each other and with nobody else. What they sign their logs with stays.
+func TestRenameCutShort(t *testing.T) {
+	next := journal.Volume{0xee}
+	for victim := range 3 {
+		for n := uint64(0); ; n++ {
+			var files [3]disk.FS
+			var disks [3]*disk.MemoryFS
+			for i := range files {
+				disks[i] = disk.Memory(n, disk.MemoryOptions{})
+				s, err := MakeSlot(disks[i], "slot", (&life{history: "5a", home: "/original"}).superblock(i))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := s.Close(); err != nil {
+					t.Fatal(err)
+				}
+				files[i] = disks[i]
+			}
+			faulty, reached := disk.FailNth(disks[victim], n, 5)
+			files[victim] = faulty
+			_, _ = renamed(files, next) // it fails, and that is the point
+			announced := false
+			for i := range files {
+				disks[i] = disks[i].Crash()
+				files[i] = disks[i]
+				super, err := Inspect(files[i])
+				if err != nil {
+					t.Fatal(err)
+				}
+				announced = announced || super.Renaming == next || super.Volume == next
+			}
+			if done, err := renamed(files, journal.Volume{}); !done || err != nil {
+				t.Fatalf("slot %d fails at operation %d: the next start does not go on: %v", victim, n, err)
+			}
+			holdRenamed(t, files, announced, next)
+			if !reached() {
+				break
+			}
+		}
+	}
+}
+
+// holdRenamed holds that the slots have all taken the new identity, or none of them.
+func holdRenamed(t *testing.T, files [3]disk.FS, taken bool, next journal.Volume) {
+	t.Helper()
+	for i := range files {
+		super, err := Inspect(files[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case !taken && (super.Volume == next || super.Home != "/original"):
+			t.Fatalf("slot %d has taken an identity that nobody announced", i)
+		case taken && (super.Volume != next || super.Renaming != journal.Volume{} || super.Home != "/copy" || super.Signed == next):
+			t.Fatalf("slot %d is of volume %x, home %s, signed %x", i, super.Volume[:1], super.Home, super.Signed[:1])
+		case super.Incarnation != super.Members.Slots[i]:
+			t.Fatalf("slot %d is none of its members", i)
+		case taken && super.Incarnation == incarnations(i, 0):
+			t.Fatalf("slot %d is called what the original's is", i)
+		}
+	}
+}
