@@ -4,9 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"math/bits"
 	"os"
-	"runtime"
 	"strings"
 
 	"trivet/disk"
@@ -36,7 +34,7 @@ func (d *Device) create() (*layout, error) {
 		g.Replicas = journal.MaxSlots
 	}
 	if g.Shards == 0 {
-		g.Shards = max(2, 1<<bits.Len(uint(runtime.NumCPU()-1)))
+		g.Shards = defaultShards()
 	}
 	draw(g.Volume[:])
 	if err := g.Validate(); err != nil {

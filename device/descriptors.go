@@ -2,9 +2,9 @@ package device
 
 import (
 	"math/bits"
-	"path/filepath"
 	"runtime"
-	"strconv"
+
+	"trivet/journal"
 )
 
 // What a volume has open, besides the files of the log that it has read from.
@@ -19,18 +19,11 @@ const (
 func Descriptors(o Options) (count, shards, slots int) {
 	shards, slots = o.Shards, o.Replicas
 	if slots == 0 {
-		slots = 3
+		slots = journal.MaxSlots
 	}
-	for i := range slots {
-		dir := o.Slots[i]
-		if dir == "" {
-			dir = filepath.Join(o.Dir, "slot-"+strconv.Itoa(i))
-		}
-		// What cannot be read now is for Open to judge.
-		if super, err := inspectSlot(dir); err == nil && super != nil {
-			shards, slots = int(super.Shards), int(super.Replicas)
-			break
-		}
+	// What cannot be read now is for Open to judge.
+	if l, err := (&Device{opt: o}).locate(); err == nil {
+		shards, slots = l.geometry.Shards, l.geometry.Replicas
 	}
 	if shards == 0 {
 		shards = defaultShards()

@@ -110,6 +110,8 @@ func Open(ctx context.Context, opt Options) (*Device, error) {
 func (d *Device) agrees(g replica.Geometry) error {
 	o := &d.opt
 	switch {
+	case o.Replicas != 0 && o.Replicas != g.Replicas:
+		return fmt.Errorf("the volume in %s has %d replicas, not %d; their number is fixed", o.Dir, g.Replicas, o.Replicas)
 	case o.Size != 0 && o.Size != g.SizeBytes:
 		return fmt.Errorf("the volume in %s has %d bytes, not %d; its size is fixed", o.Dir, g.SizeBytes, o.Size)
 	case o.Shards != 0 && o.Shards != g.Shards:
@@ -200,6 +202,9 @@ func (d *Device) beginRenaming(l *layout) error {
 	}
 	if l.record.Renaming != (hexID{}) {
 		return nil
+	}
+	if d.isInMemory(l.geometry.Volume) {
+		d.events.note(-1, "what shared memory holds of the original stays with it, and is not in this copy", nil)
 	}
 	draw(l.record.Renaming[:])
 	return l.record.write(d.opt.Dir)

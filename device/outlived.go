@@ -1,11 +1,13 @@
 package device
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	"trivet/arena"
+	"trivet/journal"
 	"trivet/replica"
 )
 
@@ -15,6 +17,12 @@ func (d *Device) arenaOptions(g replica.Geometry) arena.Options {
 		Volume: g.Volume, Dir: d.opt.ArenaDir, FallbackDir: d.opt.Dir, SizeBytes: d.arenaBytes(), Shards: g.Shards,
 		Notify: func() { d.door.notify() },
 	}
+}
+
+// isInMemory reports whether there is an arena of a volume.
+func (d *Device) isInMemory(v journal.Volume) bool {
+	_, err := os.Stat(filepath.Join(cmp.Or(d.opt.ArenaDir, "/dev/shm"), arena.FileName(v)))
+	return err == nil
 }
 
 // pruneArenas gives the memory back that killed servers of volumes hold which
