@@ -246,6 +246,24 @@ func TestOwnsArena(t *testing.T) {
 	}
 }
 
+// TestReach: an arena that has released what no slot has is of a later hour
+// (hazard 38).
+func TestReach(t *testing.T) {
+	a, err := arena.Open(arena.Options{Dir: t.TempDir(), FallbackDir: t.TempDir(), SizeBytes: arena.PageSize, Shards: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	a.Retired(1, 879)
+	for best, ours := range map[journal.LSN]bool{0: false, 400: false, 878: false, 879: true, 900: true} {
+		g := &Group{Geometry: Geometry{Shards: 2}, Lanes: [][]*journal.Recovery{{{}, nil, nil}, {{Stamp: at(6, best)}, nil, {Stamp: at(6, best/2)}}}}
+		retired, err := g.reach(a)
+		if ours != (err == nil) || err != nil && !errors.Is(err, errNotOurs) || err == nil && retired[1] != 879 {
+			t.Errorf("the best slot is at LSN %d: %v, %v", best, retired, err)
+		}
+	}
+}
+
 // TestPromise: a slot refuses a generation that is not above what it has promised,
 // but for the same one again; and it remembers one that never started.
 func TestPromise(t *testing.T) {

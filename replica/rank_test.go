@@ -140,6 +140,7 @@ func TestQuorum(t *testing.T) {
 		"two are missing of a new volume":                   {[3]standIn{{}, {absent: true}, {absent: true}}, false},
 		"one took part, one is being filled":                {[3]standIn{{started: 5}, {filling: true}, {absent: true}}, false},
 		"one took part, two are being filled":               {[3]standIn{{started: 5}, {filling: true}, {filling: true}}, false},
+		"one that lost its metadata is being filled":        {[3]standIn{{started: 5}, {started: 5, filling: true}, {absent: true}}, false},
 		"the same on an operator's word":                    {[3]standIn{{started: 5, sole: true}, {filling: true}, {filling: true}}, true},
 		"the same, and the survivor is away":                {[3]standIn{{absent: true}, {filling: true, promised: 6}, {filling: true, promised: 6}}, false},
 		"the same, the survivor's place is empty":           {[3]standIn{{filling: true}, {filling: true, promised: 6}, {filling: true, promised: 6}}, false},
