@@ -28,8 +28,9 @@ read; the metadata stores are opened, which finishes what they had under way.
 
 A slot whose log has lost something is brought together with its peers by the
 next start. A block that is rotten in one slot alone is repaired when it is read
-there, which may be never: to have it all anew, put an empty directory where the
-slot was before that start. The exit status is 1 when something is wrong.`
+there, which may be never: to have it all anew, have the slot replaced while the
+volume is served ('trivet slot replace ID'). The exit status is 1 when something
+is wrong.`
 
 func newCheckCommand() *cobra.Command {
 	var flags serveFlags

@@ -23,12 +23,14 @@ import (
 // which they complete anyway.
 const drainTimeout = 10 * time.Second
 
-const serveHelp = `Creates the volume when DIR holds none (then --size is needed), opens it
-otherwise, and serves it over NBD until SIGTERM or SIGINT: then it finishes what
+const serveHelp = `Creates the volume when DIR is empty or not there (then --size is needed), opens
+it otherwise, and serves it over NBD until SIGTERM or SIGINT: then it finishes what
 was asked, flushes and exits with 0. A second signal ends it at once.
 
 Every block is kept three times, in DIR/slot-0, DIR/slot-1 and DIR/slot-2. Put
-them on different disks with --slot 1=/other/disk. The server prints one line
+them on different disks with --slot 1=/other/disk; that is remembered. A slot
+that is missing, or whose place holds something else, is left out, and nothing
+is made there: 'trivet slot replace ID' makes it anew. The server prints one line
 'serving URI' for each address once clients can connect, and logs to standard
 error.`
 
