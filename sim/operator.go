@@ -91,10 +91,11 @@ func (c *comeback) volume() *resync.Volume {
 		Group: s.group, Shards: s.shards, Arena: s.arena, Members: s.membership, Live: s.liveSlots,
 		Open: func() (*replica.Slot, error) {
 			s.shut(c.slot)
-			w.legs[c.slot].fed = true // its peers have all that it had: from here on it may say so
+			w.legs[c.slot].mayBear = true // its peers have all that it had: from here on it may say so
 			return s.openSlot(c.slot)
 		},
 		Start: func(rep *replica.Slot) shard.Slot {
+			w.legs[c.slot].fed = true // and now it does, in every shard
 			s.group.Slots[c.slot] = rep
 			s.slots[c.slot] = &slot{w: w, id: c.slot, rep: rep, lanes: make([][]operation, w.geometry.Shards)}
 			return s.slots[c.slot]

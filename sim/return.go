@@ -123,7 +123,7 @@ func (c *comeback) run() {
 func (s *server) returned(id int) {
 	w := s.w
 	w.cover["slots returned"]++
-	w.legs[id].stale, w.legs[id].making, w.legs[id].fed = false, false, false
+	w.legs[id].stale, w.legs[id].making, w.legs[id].fed, w.legs[id].mayBear = false, false, false, false
 	if w.legs[id].suspicious || len(w.faults.List()) > 0 || s.slots[id].hung > 0 || w.failingMeta {
 		return
 	}

@@ -105,7 +105,7 @@ func (s *server) assemble(missing int) (err error) {
 				return nil, errMissing
 			}
 			rep, err := s.openSlot(i)
-			began[i] = err == nil && (rep.Started() > 0 || w.legs[i].fed)
+			began[i] = err == nil && (rep.Started() > 0 || w.legs[i].mayBear)
 			return rep, err
 		},
 		SetAside:  s.setAside,

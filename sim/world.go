@@ -86,7 +86,8 @@ type leg struct {
 	store      *meta.Memory
 	suspicious bool // its disk has lied, or its bytes were flipped, or it is being made
 	making     bool // it was blank, and has not been opened since
-	fed        bool // it had begun to come back: what it had made durable is in both others
+	fed        bool // it has begun to come back: what it had made durable is in both others
+	mayBear    bool // it may have stored that, in some shards
 	stale      bool // it has not been brought together with its peers since it was missing
 }
 
@@ -161,7 +162,7 @@ func newWorld(seed uint64, opt Options) *world {
 func (w *world) blank(i int) {
 	w.legs[i].disk = disk.Memory(w.rng.Uint64(), disk.MemoryOptions{})
 	w.legs[i].store = new(meta.Memory)
-	w.legs[i].suspicious, w.legs[i].making, w.legs[i].fed = false, true, false
+	w.legs[i].suspicious, w.legs[i].making, w.legs[i].fed, w.legs[i].mayBear = false, true, false, false
 }
 
 func (w *world) run() {
@@ -375,7 +376,8 @@ func (w *world) startLife() {
 // opened notes which slots take part.
 func (w *world) opened() {
 	for i, s := range w.srv.slots {
-		w.legs[i].stale, w.legs[i].fed = s == nil, s == nil && w.legs[i].fed // what an absent one says stays
+		leg := w.legs[i]
+		leg.stale, leg.fed, leg.mayBear = s == nil, s == nil && leg.fed, s == nil && leg.mayBear // what an absent one says stays
 		if s == nil {
 			w.trouble[i] = true
 			if !w.calm {
