@@ -170,7 +170,7 @@ func (d *Device) openSlots(ctx context.Context) (err error) {
 		AdoptArena: d.opt.AdoptArena, AcceptLoss: d.opt.AcceptLoss,
 	}
 	if l.record != nil {
-		assembly.NewID = journal.Volume(l.record.Renaming)
+		assembly.NewID, assembly.OldID = journal.Volume(l.record.Renaming), journal.Volume(l.record.Volume)
 	}
 	if d.group, d.held, err = assembly.Open(ctx); err != nil {
 		return err
@@ -263,15 +263,15 @@ func pause(ctx context.Context, d time.Duration) error {
 // openSlot opens the slot in its place. Nothing is made there.
 func (d *Device) openSlot(id int, l *layout) (*replica.Slot, error) {
 	dir := l.dirs[id]
-	if l.record != nil && l.record.Renaming != (hexID{}) && filepath.IsAbs(l.places[id]) && !l.given[id] {
-		return nil, fmt.Errorf("slot %d in %s belongs to the volume that this one is a copy of: %w", id, dir, replica.ErrForeign)
-	}
 	super, err := inspectSlot(dir)
 	if err == nil && super == nil {
 		err = fs.ErrNotExist
 	}
 	if err != nil {
 		return nil, fmt.Errorf("slot %d: there is none in %s: %w", id, dir, err)
+	}
+	if l.record != nil && l.record.Renaming != (hexID{}) && filepath.IsAbs(l.places[id]) && d.isOriginals(super, dir) {
+		return nil, fmt.Errorf("slot %d in %s belongs to the volume in %s, of which this one is a copy: %w", id, dir, super.Home, replica.ErrForeign)
 	}
 	files, err := disk.Real(dir, disk.Options{})
 	if err != nil {
@@ -320,6 +320,8 @@ func (d *Device) activate() error {
 	if err := g.Start(); err != nil {
 		return err
 	}
+	g.Settle()
+	d.arena.SetOwner(g.Owner(g.ID))
 	frames := d.memory.Carve(g.Shards)
 	live := make([]bool, g.Replicas)
 	d.engines = make([]*replica.Engine, g.Replicas)

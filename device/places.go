@@ -169,6 +169,9 @@ func (d *Device) locate() (*layout, error) {
 	switch {
 	case l.record != nil:
 		l.geometry = l.record.geometry()
+		if super != nil && super.Volume == l.geometry.Volume && super.Members.Number > l.record.Members {
+			l.place(o, super.Places) // a slot was replaced, and the server was killed before it was recorded
+		}
 	case super != nil:
 		l.place(o, super.Places)
 		l.geometry = geometryOf(super)
@@ -293,6 +296,21 @@ func (d *Device) elsewhere(home string, v journal.Volume) bool {
 		}
 	}
 	return false
+}
+
+// isOriginals reports whether a slot outside of the volume's directory is one of the
+// volume that this one is a copy of, and not a copy itself.
+func (d *Device) isOriginals(super *journal.Superblock, dir string) bool {
+	if !d.elsewhere(super.Home, super.Volume) {
+		return false
+	}
+	place := super.Places[super.Slot]
+	if !filepath.IsAbs(place) {
+		place = filepath.Join(super.Home, place)
+	}
+	here, errHere := os.Stat(dir)
+	there, err := os.Stat(place)
+	return err == nil && errHere == nil && os.SameFile(here, there)
 }
 
 // checkEmpty refuses to make a volume in a directory that holds anything else than

@@ -119,10 +119,13 @@ func (r *returns) makeNew(slot int, dir string, next replica.Replaced) error {
 	d.group.Absent[slot] = replica.ErrFilling
 	d.slotsMu.Unlock()
 	s, err := d.replaceSlot(dir, next())
-	if err != nil {
-		return err
+	if err == nil {
+		return s.Close()
 	}
-	return s.Close()
+	if super, errInspect := inspectSlot(dir); errInspect == nil && super == nil {
+		err = fmt.Errorf("%w: %w", replica.ErrNotMade, err)
+	}
+	return err
 }
 
 // mayHold returns why a directory cannot take a new slot, nil when it can.

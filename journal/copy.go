@@ -117,7 +117,7 @@ func (c *Copier) Copy(g Region, from *Recovery, doubt Doubt) error {
 	}
 	p.stamp, p.patchy = source.stamp, false // last, for it says that the region is equal
 	if b.dirty.len >= copyDirtyPages {
-		return c.commit(laneRecord{stamp: c.To.Stamp, incomplete: true, fed: c.To.Fed})
+		return c.commit(laneRecord{stamp: c.To.Stamp, incomplete: true, fed: c.To.Incomplete && c.To.Fed})
 	}
 	return nil
 }

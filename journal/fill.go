@@ -200,8 +200,14 @@ func (l *Lane) Fill(blocks []FillBlock, last bool, now time.Duration) {
 	l.exec.Fill(op)
 }
 
-// FillError returns why the last Fill has failed, or nil.
-func (l *Lane) FillError() error { return l.filling.op.Err }
+// FillError returns why the last Fill has failed; nil while one is under way, which
+// the executor writes to.
+func (l *Lane) FillError() error {
+	if l.filling.op.busy {
+		return nil
+	}
+	return l.filling.op.Err
+}
 
 // filled takes the result of a Fill.
 func (l *Lane) filled(time.Duration) {

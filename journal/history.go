@@ -82,6 +82,16 @@ func (h History) Knows(id GenerationID) bool {
 	return false
 }
 
+// Shares reports whether a slot with this history is of the life in which another
+// one has started a generation last. One that was promised here and not started was
+// not served, as far as this slot knows; if it was, the two are of two lives.
+func (h History) Shares(last Begin) bool {
+	if known := h.Find(last.GenerationID); known != nil && !known.Started {
+		return last.Slots == 0
+	}
+	return h.Knows(last.GenerationID)
+}
+
 // Behind returns the highest generation that the slot is known to have started,
 // according to this history; 0 for none.
 func (h History) Behind(slot SlotID) (g Generation) {
@@ -132,8 +142,9 @@ func (h History) fitting(n int) History {
 
 // Forget drops generations before one that every slot has passed, but for the
 // last few, which tell a slot that was put back from one of another life.
-func (h History) Forget(passed Generation) History {
-	for len(h) > leastHistory && h[0].Number < passed {
+func (h History) Forget(passed Generation, shards int) History {
+	room := (superblockCopy - superblockTail - (1+MaxSlots)*MaxPlace) / beginBytes(shards)
+	for len(h) > min(leastHistory, room/4) && h[0].Number < passed {
 		h = h[1:]
 	}
 	return h

@@ -28,8 +28,9 @@ type Assembly struct {
 	// AdoptArena takes an arena although its home is elsewhere, and AcceptLoss
 	// goes on although acknowledged writes in it are damaged.
 	AdoptArena, AcceptLoss bool
-	// NewID is the ID that the volume is to take; zero: the one that it has.
-	NewID journal.Volume
+	// NewID is the ID that the volume is to take, and OldID the one that its slots
+	// have; zero: the one that it has.
+	NewID, OldID journal.Volume
 }
 
 // Open opens the slots and the arena, and makes the slots equal, as Recover
@@ -103,9 +104,9 @@ func (a *Assembly) openSlots(slots []*Slot, absent []error) error {
 // begun of that. Every slot that is there announces it before the first one takes
 // it; those that are not there stay of the old volume.
 func (a *Assembly) rename(slots []*Slot) error {
-	next, old := a.NewID, journal.Volume{}
+	next, old := a.NewID, a.OldID
 	for _, s := range slots {
-		if s != nil && s.super.Renaming != (journal.Volume{}) {
+		if s != nil && s.super.Renaming != (journal.Volume{}) && next == (journal.Volume{}) {
 			next, old = s.super.Renaming, s.super.Volume
 		}
 	}
@@ -114,7 +115,7 @@ func (a *Assembly) rename(slots []*Slot) error {
 	}
 	var renamed []*Slot
 	for _, s := range slots {
-		if s == nil || s.super.Volume == next || old != (journal.Volume{}) && s.super.Volume != old {
+		if s == nil || s.super.Volume != old { // another volume's, or renamed
 			continue
 		}
 		renamed = append(renamed, s)

@@ -30,8 +30,10 @@ func (e *ContentError) Unwrap() error { return e.Err }
 
 // Blank makes the slot blank without loss; it stays who it is. It has no store, and
 // must be closed afterwards. Its superblock says first, in both copies, that the slot
-// is being filled and that its store has never been committed to; then setAside moves the named files out of the way. What a
-// crash leaves in between is not believed, and moved by the next attempt.
+// is being filled and that its store has never been committed to; then setAside moves
+// the named files out of the way, the log first: a log without its metadata would be
+// replayed from the beginning, and lacks what was copied into it, whereas metadata of
+// another owner are refused, and moved by the next attempt.
 func (s *Slot) Blank(setAside func(names []string) error) error {
 	s.commitMu.Lock()
 	defer s.commitMu.Unlock()
@@ -41,7 +43,7 @@ func (s *Slot) Blank(setAside func(names []string) error) error {
 	if err := s.save(true); err != nil {
 		return fmt.Errorf("slot %d: %w", s.ID, err)
 	}
-	if err := setAside([]string{metaDir, logDir}); err != nil {
+	if err := setAside([]string{logDir, metaDir}); err != nil {
 		return fmt.Errorf("slot %d: %w", s.ID, err)
 	}
 	if err := s.fs.MkdirAll(logDir); err != nil {

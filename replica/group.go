@@ -32,6 +32,8 @@ type Options struct {
 	// volume, and attaches it; nil: every slot comes with its store. What is left
 	// out is not touched by it.
 	AttachStore func(*Slot) error
+	// made are members that this start has made; number 0: none. Recover sets it.
+	made *journal.Members
 	// Known is what is known of the volume beside its slots.
 	Known Known
 	// Replace are the slots that an operator wants replaced: bit i for slot i.
@@ -64,6 +66,7 @@ type Group struct {
 	ID         journal.GenerationID // with its name
 	Starts     []journal.LSN        // by shard: where the generation begins
 	Members    journal.Members
+	settled    journal.Members // that a generation was started with: what is in memory is theirs until another one was
 
 	opt      Options
 	outlived Outlived // what outlived the server in memory; nil: nothing
@@ -81,6 +84,7 @@ func Recover(slots []*Slot, absent []error, opt Options) (*Group, error) {
 	if opt.Draw == nil {
 		opt.Draw = func(b []byte) { _, _ = rand.Read(b) } // it never fails
 	}
+	opt.made = new(journal.Members)
 	unfit := make(map[journal.LaneID]error)
 	for {
 		g, err := recoverWithout(unfit, slots, absent, opt)
@@ -478,7 +482,7 @@ func (g *Group) isWhole(i int, s *Slot) bool {
 func (g *Group) heedOlder() {
 	untouched := 0
 	g.each(func(i int, s *Slot) {
-		if s.super.Older() && s.fresh() && s.super.Promised.Number <= 1 && g.isEmpty(i) {
+		if s.fresh() && (!s.super.Older() || s.super.Promised.Number <= 1 && g.isEmpty(i)) { // or it was migrated as one
 			untouched++
 		}
 	})

@@ -171,13 +171,23 @@ func (a *Assembly) holdAnother(held *Held, g *Group, why error) (err error) {
 	return err
 }
 
-// Owner says whose an arena is that the group's server uses in a generation.
+// Owner says whose an arena is that the group's server uses in a generation. Members
+// that are about to change are named beside those that are to come: a kill may leave
+// the slots as either.
 func (g *Group) Owner(id journal.GenerationID) arena.Owner {
-	return arena.Owner{
+	o := arena.Owner{
 		Generation: uint64(id.Number), Name: id.Name, Members: named(g.Members),
 		Home: g.opt.Known.Home, Whole: g.opt.Known.Whole,
 	}
+	if g.settled.Number > 0 && g.settled != g.Members {
+		o.Members, o.Next = named(g.settled), named(g.Members)
+	}
+	return o
 }
+
+// Settle notes that a generation was started with the present members, on every slot
+// that took part in it.
+func (g *Group) Settle() { g.settled = g.Members }
 
 // named returns members as an arena has them.
 func named(m journal.Members) arena.Members {

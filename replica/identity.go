@@ -103,6 +103,10 @@ func (g *Group) checkMembers() {
 			g.Members = s.super.Members
 		}
 	})
+	if made := g.opt.made; made != nil && made.Number > g.Members.Number {
+		g.Members = *made // by this start, which has to begin again
+	}
+	g.settled = g.Members
 	g.each(func(i int, s *Slot) {
 		if err := g.isMember(s); err != nil {
 			g.exclude(i, err)
@@ -127,12 +131,14 @@ func (g *Group) checkLives() error {
 		return nil // nothing was ever started
 	}
 	last := anchor.super.History.Last()
+	survivor := g.survivor()
+	chosen := survivor != nil && anchor.super.History.Shares(survivor.super.History.Last())
 	var ahead error
 	g.each(func(i int, s *Slot) {
 		switch other := s.super.History.Last(); {
-		case anchor.super.History.Knows(other.GenerationID):
+		case anchor.super.History.Shares(other):
 			return
-		case other.Number > last.Number && anchor != g.survivor():
+		case other.Number > last.Number && !chosen:
 			ahead = errors.Join(ahead, fmt.Errorf("slot %d took part in generation %v, of which slot %d, at generation %v, knows nothing", i, other.GenerationID, anchor.ID, last.GenerationID))
 		default:
 			g.exclude(i, fmt.Errorf("slot %d in %s took part in generation %v, of which slot %d knows nothing: %w", i, s.Where, other.GenerationID, anchor.ID, ErrOtherLife))
@@ -153,7 +159,7 @@ func (g *Group) anchor() (best *Slot) {
 	g.each(func(_ int, s *Slot) {
 		known := 0
 		g.each(func(_ int, peer *Slot) {
-			if s.super.History.Knows(peer.super.History.Last().GenerationID) {
+			if s.super.History.Shares(peer.super.History.Last()) {
 				known++
 			}
 		})
@@ -181,7 +187,7 @@ func (g *Group) survivor() *Slot {
 func (g *Group) isEnough(anchor, choice *Slot) bool {
 	n, chosen := 0, false
 	g.each(func(_ int, s *Slot) {
-		if s.blank() || !anchor.super.History.Knows(s.super.History.Last().GenerationID) || g.startedMore(s) > 0 {
+		if s.blank() || !anchor.super.History.Shares(s.super.History.Last()) || g.startedMore(s) > 0 {
 			return
 		}
 		n, chosen = n+1, chosen || s == choice

@@ -20,6 +20,9 @@ var (
 	// ErrNotWhole: a slot cannot be replaced, because its peers are not whole.
 	ErrNotWhole = errors.New("the other slots are not whole")
 
+	// ErrNotMade: nothing of a new slot was made.
+	ErrNotMade = errors.New("nothing was made")
+
 	errReplaced = errors.New("it is to be replaced")
 )
 
@@ -41,11 +44,16 @@ func (g *Group) replaceSlots() error {
 		}
 	}
 	g.Members = next
+	if g.opt.made != nil {
+		*g.opt.made = next
+	}
 	if g.opt.Survivor == 0 {
 		return nil
 	}
-	g.sole = next.Number
-	return g.Slots[g.opt.Survivor-1].amend(func(s *journal.Superblock) { s.Members, s.Sole = next, next.Number })
+	if len(ids) == g.Replicas-1 { // else another member may hold what the survivor lacks
+		g.sole = next.Number
+	}
+	return g.Slots[g.opt.Survivor-1].amend(func(s *journal.Superblock) { s.Members, s.Sole = next, g.sole })
 }
 
 // toReplace returns the slots to be replaced.
@@ -82,7 +90,9 @@ func (g *Group) mayReplace(ids []int) error {
 // adopted from it meanwhile by slots that are neither.
 func (g *Group) Announce(a *arena.Arena, next journal.Members) {
 	o := g.Owner(g.ID)
-	o.Next = named(next)
+	if o.Next = named(next); g.settled.Number > 0 {
+		o.Members = named(g.settled)
+	}
 	if old, err := a.Owner(); err == nil && old.Generation != 0 {
 		o.Generation, o.Name = old.Generation, old.Name // it is not used in another one yet
 	}

@@ -32,6 +32,9 @@ type Returning struct {
 	Distrust bool
 }
 
+// IsSpoilt reports whether the lane holds what cannot be read, or lacks what it had.
+func (r Returning) IsSpoilt() bool { return r.Distrust || len(r.Rotten) > 0 }
+
 // Reopen recovers the lanes, by shard, of a slot that comes back while its peers
 // serve, and stores that they count for nothing until they are complete. After an
 // error, a ContentError if what the slot holds is at fault, the caller closes the
@@ -103,13 +106,13 @@ func (g *Group) Welcomes(s *Slot) error {
 	if err := g.isMember(s); err != nil {
 		return err
 	}
-	last := s.super.History.Last().GenerationID
+	last := s.super.History.Last()
 	known := false
 	for _, peer := range g.Slots {
-		known = known || peer != nil && peer != s && peer.knows(last)
+		known = known || peer != nil && peer != s && peer.history().Shares(last)
 	}
 	if !known {
-		return fmt.Errorf("slot %d in %s took part in generation %v, of which its peers know nothing: %w; 'trivet slot replace %d' makes another", s.ID, s.Where, last, ErrOtherLife, s.ID)
+		return fmt.Errorf("slot %d in %s took part in generation %v, of which its peers know nothing: %w; 'trivet slot replace %d' makes another", s.ID, s.Where, last.GenerationID, ErrOtherLife, s.ID)
 	}
 	return nil
 }

@@ -134,7 +134,7 @@ func (s *Slot) confirm(g journal.GenerationID, slots uint8, passed journal.Gener
 	}
 	begin.Slots = slots
 	s.super.Sole = 0
-	s.super.History = s.super.History.Forget(passed)
+	s.super.History = s.super.History.Forget(passed, int(s.super.Shards))
 	return s.save(false)
 }
 

@@ -159,7 +159,7 @@ func (g *Group) copyLane(shard uint16, to, from int, st standing) error {
 	regions = slices.Compact(regions)
 	g.opt.Log(to, fmt.Sprintf("shard %d: bringing %d regions together with slot %d", shard, len(regions), from), nil)
 	doubt := journal.Behind
-	if target.Incomplete { // it may have been fed: the newest of a region, and not what is older
+	if target.Incomplete || g.Slots[to].blank() { // it may have been fed: the newest of a region, and not what is older
 		doubt = journal.Patchy
 	}
 	said := time.Now()

@@ -33,8 +33,12 @@ func (v *Volume) Replace(slot int, next journal.Generation, create func(replica.
 	}
 	members := v.Group.NextMembers(slot)
 	v.Group.Announce(v.Arena, members)
+	before := v.Group.Members
 	v.Group.Members = members // also when what follows fails: the new slot may name them
 	if err := create(func() *journal.Superblock { return v.Group.Replacement(slot, members, next) }); err != nil {
+		if errors.Is(err, replica.ErrNotMade) {
+			v.Group.Members = before
+		}
 		return err
 	}
 	return v.renew(next, live)
@@ -54,5 +58,10 @@ func (v *Volume) renew(g journal.Generation, live []*replica.Slot) error {
 	if err != nil {
 		return err
 	}
-	return v.Group.StartNext(id, starts, live)
+	if err := v.Group.StartNext(id, starts, live); err != nil {
+		return err
+	}
+	v.Group.Settle()
+	v.Arena.SetOwner(v.Group.Owner(id))
+	return nil
 }

@@ -19,6 +19,7 @@ package resync
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"trivet/arena"
 	"trivet/disk"
@@ -78,6 +79,17 @@ func (v *Volume) bring(slot int, next journal.Generation) error {
 	if err != nil {
 		return errors.Join(err, s.Close())
 	}
+	err = v.complete(slot, next, s, lanes)
+	if err != nil && slices.ContainsFunc(lanes, replica.Returning.IsSpoilt) {
+		// Its metadata no longer say what is bad in it: it is filled from nothing.
+		err = &replica.ContentError{Err: err}
+	}
+	return err
+}
+
+// complete gives the slot what it lacks, and begins the generation in which it
+// counts.
+func (v *Volume) complete(slot int, next journal.Generation, s *replica.Slot, lanes []replica.Returning) error {
 	executor := v.Start(s)
 	feed := func(i int, sh *shard.Shard, answer func(error)) {
 		l := lanes[i]
@@ -116,8 +128,9 @@ func (v *Volume) answered(ask func(answer func(error))) error {
 
 // fill has what the slot lacks copied to it, one shard after another.
 func (v *Volume) fill(slot int) error {
-	memory, total := disk.Alloc(shard.FillBytes), 0
+	total := 0
 	for i, sh := range v.Shards {
+		memory := disk.Alloc(shard.FillBytes) // a read that hangs may still write to the last shard's
 		for left := 1; left > 0; {
 			err := v.answered(func(answer func(error)) {
 				sh.Fill(slot, memory, func(done, more int, err error) {

@@ -107,7 +107,7 @@ func (s *Shard) Submit(p *Part) {
 // parts: what arrives together then costs one turn, and one sync.
 func (s *Shard) Post(p *Part) {
 	p.event.part = p
-	p.target, p.merged, p.op, p.avoid, p.stuck = 0, 0, nil, 0, 0
+	p.target, p.merged, p.op, p.avoid, p.stuck, p.held = 0, 0, nil, 0, 0, false
 	s.post(&p.event)
 }
 

@@ -64,6 +64,11 @@ func (t *turns) overtakes(p *Part) bool {
 	return false
 }
 
+// isRagged reports whether a part covers a block in part.
+func (p *Part) isRagged() bool {
+	return p.Skip != 0 || (int(p.Skip)+int(p.Length))%journal.BlockSize != 0
+}
+
 // touches reports whether two parts have a block in common.
 func (p *Part) touches(q *Part) bool {
 	return p.LBA < q.LBA+journal.LBA(q.blocks()) && q.LBA < p.LBA+journal.LBA(p.blocks())

@@ -13,8 +13,10 @@ func (c *core) write(p *Part) {
 	if !c.mayLog(p) {
 		return
 	}
-	if !c.complete(p) {
+	if p.isRagged() { // before it can fail: whoever fails gives its place up
 		c.turns.hold(p)
+	}
+	if !c.complete(p) {
 		return
 	}
 	c.turns.release(p)

@@ -215,6 +215,8 @@ func (s *server) activate() error {
 	if err := g.Start(); err != nil {
 		return err
 	}
+	g.Settle()
+	s.arena.SetOwner(g.Owner(g.ID))
 	w.members = g.Members
 	live := make([]bool, g.Replicas)
 	s.slots = make([]*slot, g.Replicas)

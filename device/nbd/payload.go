@@ -103,9 +103,11 @@ func (c *conn) beginPayload(h *protocol.TransmissionRequestHeader, errno uint32,
 		}
 		return fmt.Errorf("%w: write with a payload of %d bytes, at most %d are drained", errOutOfStep, h.Length, maxDrained)
 	}
+	c.unread = uint64(h.Length) // while it waits, what follows is payload
 	if err := c.admit(0, 0); err != nil {
 		return err
 	}
+	c.unread = 0
 	cmd := c.command(h)
 	cmd.fail(errno, reason)
 	cmd.parts = 1

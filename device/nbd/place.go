@@ -224,9 +224,13 @@ func (c *conn) hold() {
 	if c.payload.left > 0 {
 		h = &c.payload.head
 	}
+	op := fmt.Sprintf("command %d", h.Type) // one that is to be refused
+	if int(h.Type) < len(grammar) {
+		op = grammar[h.Type].op.String()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.held = &Held{Op: grammar[h.Type].op.String(), Offset: h.Offset, Length: h.Length, began: time.Now(), came: c.since()}
+	c.held = &Held{Op: op, Offset: h.Offset, Length: h.Length, began: time.Now(), came: c.since()}
 }
 
 func (c *conn) letGo() {
