@@ -23,7 +23,7 @@ build: ## bin/trivet
 	go build -o bin/trivet ./cmd/trivet
 
 test: install build check bin/testreport ## everything that CI runs: checks, all tests, the short end-to-end tests
-	@set -o pipefail; go test -json -tags invariants -timeout 25m $(TESTFLAGS) ./... | $(REPORT)
+	@set -o pipefail; go test -json -tags invariants -timeout 25m -count=1 $(TESTFLAGS) ./... | $(REPORT)
 
 check: install ## formatting, vet, staticcheck, the rules of style, the scripts' syntax
 	@scripts/check
