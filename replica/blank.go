@@ -1,7 +1,6 @@
 package replica
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 
@@ -39,7 +38,7 @@ func (s *Slot) Blank(setAside func(names []string) error) error {
 	defer s.commitMu.Unlock()
 	s.super.Filling = max(1, s.super.Promised.Number, s.super.Started())
 	s.super.Checkpoint, s.super.Announced = journal.StoreCommit{}, journal.StoreCommit{}
-	_, _ = rand.Read(s.super.StoreOwner[:]) // never fails
+	s.Draw(s.super.StoreOwner[:])
 	if err := s.save(true); err != nil {
 		return fmt.Errorf("slot %d: %w", s.ID, err)
 	}

@@ -82,7 +82,7 @@ type Group struct {
 // had, with the reason in absent. After an error the caller closes the slots.
 func Recover(slots []*Slot, absent []error, opt Options) (*Group, error) {
 	if opt.Draw == nil {
-		opt.Draw = func(b []byte) { _, _ = rand.Read(b) } // it never fails
+		opt.Draw = drawSystem
 	}
 	opt.made = new(journal.Members)
 	unfit := make(map[journal.LaneID]error)
@@ -559,6 +559,9 @@ func (g *Group) chooseGeneration() {
 	g.Generation++
 	g.ID = journal.GenerationID{Number: g.Generation, Name: drawName(g.opt.Draw)}
 }
+
+// drawSystem draws from the system, which never fails.
+func drawSystem(b []byte) { _, _ = rand.Read(b) }
 
 // drawName draws a name, which is never 0.
 func drawName(draw func([]byte)) uint64 {

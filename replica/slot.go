@@ -22,6 +22,9 @@ const metaTimeout = 10 * time.Second
 type Slot struct {
 	ID    journal.SlotID
 	Where string // for people
+	// Draw fills a slice with random bytes, for the names of what the slot stores. It
+	// is the system's; who wants another one sets it before the store is opened.
+	Draw  func([]byte)
 	fs    disk.FS
 	store meta.Store
 	pool  *pool
@@ -61,7 +64,7 @@ func ReadSlot(files disk.FS, id journal.SlotID, where string) (*Slot, error) {
 }
 
 func newSlot(files disk.FS, id journal.SlotID, where string) *Slot {
-	return &Slot{ID: id, Where: where, fs: files, handles: make(map[uint32]disk.File), appends: make(map[disk.File]bool)}
+	return &Slot{ID: id, Where: where, Draw: drawSystem, fs: files, handles: make(map[uint32]disk.File), appends: make(map[disk.File]bool)}
 }
 
 // open takes the lock before it reads: a server that is about to end may still

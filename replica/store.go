@@ -2,8 +2,6 @@ package replica
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -52,7 +50,7 @@ func (x *expectation) verify(id meta.Identity) error {
 // there.
 func (s *Slot) Expect() meta.Expect {
 	if s.storeOwner = meta.Owner(s.super.StoreOwner); s.storeOwner == (meta.Owner{}) {
-		_, _ = rand.Read(s.storeOwner[:]) // never fails; stored when the first commit is announced
+		s.Draw(s.storeOwner[:]) // stored when the first commit is announced
 	}
 	s.tried = max(s.super.Checkpoint.Sequence, s.super.Announced.Sequence)
 	s.expected.Store(s.expectation())
@@ -154,10 +152,8 @@ func (s *Slot) commit(pairs []journal.Pair) error {
 // announce stores that a commit is about to be made, with a number and a name that
 // none had before it.
 func (s *Slot) announce() (meta.Commit, error) {
-	var name [8]byte
-	_, _ = rand.Read(name[:]) // never fails
 	s.tried++
-	next := meta.Commit{Sequence: s.tried, Name: binary.LittleEndian.Uint64(name[:]) | 1} // 0 is no name
+	next := meta.Commit{Sequence: s.tried, Name: drawName(s.Draw)}
 	s.super.StoreOwner, s.super.Announced = s.storeOwner, journal.StoreCommit(next)
 	if err := s.save(false); err != nil {
 		s.super.Announced = journal.StoreCommit{} // the store will never be there

@@ -16,6 +16,13 @@ func (w *world) draw(b []byte) {
 	}
 }
 
+// drawNames fills a slice with what the seed gives for the names of commits.
+func (w *world) drawNames(b []byte) {
+	for i := range b {
+		b[i] = byte(w.names.Uint32())
+	}
+}
+
 // create makes the volume's slots, before anything can go wrong.
 func (w *world) create() {
 	for i, super := range w.geometry.Superblocks(w.draw) {
@@ -56,6 +63,7 @@ func (s *server) makeSlot(super *journal.Superblock) (*replica.Slot, error) {
 	if err != nil {
 		return nil, err
 	}
+	rep.Draw = w.drawNames
 	if err := w.legs[i].store.Open(rep.Expect()); err != nil {
 		return nil, errors.Join(err, rep.Close())
 	}

@@ -181,6 +181,7 @@ func (s *server) openSlot(i int) (*replica.Slot, error) {
 	if err != nil {
 		return nil, err
 	}
+	rep.Draw = s.w.drawNames
 	if err := s.w.legs[i].store.Open(rep.Expect()); err != nil {
 		return nil, errors.Join(err, rep.Close())
 	}

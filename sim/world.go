@@ -36,6 +36,7 @@ type world struct {
 	opt      Options
 	cfg      config
 	rng      *rand.Rand
+	names    *rand.Rand // of commits: how many there are changes nothing else
 	now      time.Duration
 	geometry replica.Geometry
 	dir      string
@@ -130,7 +131,7 @@ func (w *world) attempt(run func()) (err error) {
 }
 
 func newWorld(seed uint64, opt Options) *world {
-	w := &world{opt: opt, rng: rand.New(rand.NewPCG(seed, 0x73696d)), now: time.Second, dir: opt.Dir, cover: make(Coverage)}
+	w := &world{opt: opt, rng: rand.New(rand.NewPCG(seed, 0x73696d)), names: rand.New(rand.NewPCG(seed, 0x6e616d65)), now: time.Second, dir: opt.Dir, cover: make(Coverage)}
 	w.cfg = config{
 		regions: 2 + w.rng.IntN(60), arenaPages: 192 + 64*w.rng.IntN(4), cacheBytes: (136 + w.rng.IntN(100)) * 4200,
 		checkpointBytes: int64(40+w.rng.IntN(600)) * journal.BlockSize, mapBytes: w.rng.IntN(32 << 10), policy: policy{always: w.rng.IntN(3) == 0},
