@@ -288,7 +288,7 @@ func (l *Lane) ioDone(io *IO, now time.Duration) {
 	}
 	if io.through > l.durable {
 		l.durable, l.failures = io.through, 0
-		l.marks.Durable[l.cfg.ID.Slot] = l.logged(l.durable)
+		l.mark()
 	}
 	if io.Durable {
 		l.settled = io.after

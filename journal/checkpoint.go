@@ -143,7 +143,7 @@ func (l *Lane) beginCheckpoint() {
 	l.blocks.freeze()
 	c.record = l.record()
 	for _, s := range l.segments.order {
-		l.segments.setDoomed(s, s.hollow && s.lastLSN <= c.lsn)
+		l.segments.setDoomed(s, s.hollow && s.isBehind(c.lsn))
 		if !s.doomed {
 			c.record.segments++
 		}

@@ -175,8 +175,8 @@ func (l *Lane) table(now time.Duration) Table {
 	t := l.usage()
 	t.Sealed = l.cleaner.sealed[:0]
 	for _, s := range l.segments.order {
-		if (s.state == segmentSealed || s.state == segmentCondemned) && s.lastLSN <= l.durable && s.live > 0 && now >= s.stuckUntil && s.pins == 0 {
-			t.Sealed = append(t.Sealed, SegmentUse{Index: s.index, Life: s.life, Used: s.used, Live: uint32(s.live), Last: s.lastLSN, Cold: s.previous == s.life})
+		if (s.state == segmentSealed || s.state == segmentCondemned) && s.isBehind(l.durable) && s.live > 0 && now >= s.stuckUntil && s.pins == 0 {
+			t.Sealed = append(t.Sealed, SegmentUse{Index: s.index, Life: s.life, Used: s.used, Live: uint32(s.live), Last: min(s.lastLSN, l.durable), Cold: s.previous == s.life})
 		}
 	}
 	l.cleaner.sealed = t.Sealed
@@ -404,7 +404,7 @@ func (l *Lane) collect(p *page) {
 		if e.Content != Data {
 			continue
 		}
-		if s := l.segments.of(e); s == nil || s.state != segmentSealed || s.lastLSN > l.durable {
+		if s := l.segments.of(e); s == nil || s.state != segmentSealed || !s.isBehind(l.durable) {
 			continue
 		}
 		l.cleaner.op.Moves = append(l.cleaner.op.Moves, Move{LBA: p.region.First() + LBA(i), From: e})

@@ -148,7 +148,10 @@ func (r *Recovery) Activate(a Activation) *Lane {
 	last := a.Window.Last()
 	l.batched, l.planned, l.written, l.durable, l.want = last, last, last, last, last
 	l.found, l.skipped, l.batchedItem = r.Stamp.LSN, last, a.Window.itemNext
-	l.marks.Durable[l.cfg.ID.Slot] = l.found
+	l.mark()
+	for _, s := range l.segments.order {
+		s.former = true
+	}
 	failed := new(bool)
 	for i := range l.ops {
 		op := &l.ops[i]
@@ -173,6 +176,10 @@ func (l *Lane) logged(lsn LSN) LSN {
 	}
 	return lsn
 }
+
+// mark notes the last record known durable here. What a volume went on without is
+// not: other records may have its numbers.
+func (l *Lane) mark() { l.marks.Durable[l.cfg.ID.Slot] = min(l.logged(l.durable), l.durable) }
 
 // ID returns the lane's name.
 func (l *Lane) ID() LaneID { return l.cfg.ID }
@@ -393,7 +400,7 @@ func (l *Lane) rewind(now time.Duration) {
 		l.open = nil
 	}
 	for _, s := range l.segments.order {
-		if s.lastLSN > l.durable || s.state == segmentOpen {
+		if !s.isBehind(l.durable) || s.state == segmentOpen {
 			s.state, s.dirty = segmentCondemned, true
 			l.segments.noteHollow(s)
 		}

@@ -34,11 +34,20 @@ type segmentInfo struct {
 	dead     bool  // and that checkpoint is durable: free once unpinned
 	hollow   bool  // closed, and without live blocks
 
+	// former: recovered, and so behind the place where the lane's log goes on. Its
+	// LSNs say nothing: a volume that went on without the slot may give the same to
+	// other records.
+	former bool
+
 	held   int32 // blocks of a copy that were not yet entered into the map, or given up
 	closed bool  // of a copy, which appends no more to it
 
 	stuckUntil time.Duration // could not be cleaned: not to be tried before
 }
+
+// isBehind reports whether a lane that is past lsn has nothing to write anew of
+// what the segment holds.
+func (s *segmentInfo) isBehind(lsn LSN) bool { return s.former || s.lastLSN <= lsn }
 
 // segmentTable holds a lane's segments.
 type segmentTable struct {

@@ -536,17 +536,21 @@ func (w *world) activate(all []*Recovery) {
 	w.inbox = nil
 	w.marks = Marks{Epoch: w.marks.Epoch + 1, Generation: w.gen}
 	for i, r := range all {
-		l := w.lanes[i]
-		l.known, l.wake = r.Stamp.LSN, 0
-		l.lane = r.Activate(Activation{
-			Executor: l, Window: w.window, Marks: &w.marks, Memory: w.memory,
-			Block: func() []byte { return disk.Alloc(BlockSize) },
-			Connect: func(apply func(time.Duration)) func() {
-				return func() { w.inbox = append(w.inbox, apply) }
-			},
-		})
+		w.engage(w.lanes[i], r)
 	}
 	w.pump()
+}
+
+// engage attaches a recovered lane to the shard.
+func (w *world) engage(l *testLane, r *Recovery) {
+	l.known, l.wake = min(r.Stamp.LSN, w.window.Last()), 0
+	l.lane = r.Activate(Activation{
+		Executor: l, Window: w.window, Marks: &w.marks, Memory: w.memory,
+		Block: func() []byte { return disk.Alloc(BlockSize) },
+		Connect: func(apply func(time.Duration)) func() {
+			return func() { w.inbox = append(w.inbox, apply) }
+		},
+	})
 }
 
 // start makes a world whose lanes are active.
