@@ -261,13 +261,14 @@ func (l *Lane) abortCheckpoint() {
 }
 
 // laneRecord is what a checkpoint says of the lane itself. Little-endian:
-// version (2), flags (2: bit 0 incomplete, bit 1 fed, bit 2 unsure), generation (8),
+// version (2), flags (2: bit 0 incomplete, bit 1 fed, bit 2 unsure, bit 3 filled), generation (8),
 // LSN (8), segment (4), life (4), offset (4), chain (4), segments (4), chunks (4).
 type laneRecord struct {
 	stamp      Stamp // up to which the map is complete
 	position   replayPosition
 	incomplete bool // a copy from a peer is under way: counts for nothing
 	fed        bool // while the volume is served; see Recovery.Fed
+	filled     bool // and has got everything since; see Recovery.Filled
 	unsure     bool // incomplete, and pages may be patchy that do not say so
 
 	// How many entries of the segment table and chunks of stored regions the store
@@ -292,7 +293,7 @@ const (
 )
 
 func (l *Lane) record() laneRecord {
-	return laneRecord{stamp: Stamp{l.generation, l.written}, position: l.position, incomplete: l.incomplete, fed: l.incomplete, unsure: l.incomplete && l.blocks.unsure}
+	return laneRecord{stamp: Stamp{l.generation, l.written}, position: l.position, incomplete: l.incomplete, fed: l.incomplete, filled: l.returned && !l.incomplete, unsure: l.incomplete && l.blocks.unsure}
 }
 
 func (r laneRecord) encode() []byte {
@@ -307,6 +308,9 @@ func (r laneRecord) encode() []byte {
 	}
 	if r.unsure {
 		flags |= 4
+	}
+	if r.filled {
+		flags |= 8
 	}
 	b = le.AppendUint16(b, flags)
 	b = le.AppendUint64(b, uint64(r.stamp.Generation))
@@ -334,7 +338,7 @@ func decodeLaneRecord(b []byte) (r laneRecord, err error) {
 		return r, fmt.Errorf("lane record of %d bytes, expected %d: %w", len(b), size, ErrNotThis)
 	}
 	flags := le.Uint16(b[2:])
-	r.incomplete, r.fed, r.unsure = flags&1 != 0, flags&2 != 0, flags&4 != 0
+	r.incomplete, r.fed, r.unsure, r.filled = flags&1 != 0, flags&2 != 0, flags&4 != 0, flags&8 != 0
 	r.unsure = r.unsure || r.incomplete && le.Uint16(b) < laneRecordPatchy
 	r.stamp = Stamp{Generation(le.Uint64(b[4:])), LSN(le.Uint64(b[12:]))}
 	r.position = replayPosition{le.Uint32(b[20:]), le.Uint32(b[24:]), le.Uint32(b[28:]), le.Uint32(b[32:])}

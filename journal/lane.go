@@ -69,6 +69,7 @@ type Lane struct {
 	memory     func(page uint32) []byte // the arena's payload
 	generation Generation               // of the last batch written
 	incomplete bool                     // see Recovery.Incomplete
+	returned   bool                     // it was incomplete when it was activated
 
 	segments *segmentTable
 	blocks   *blockMap
@@ -143,7 +144,7 @@ func (r *Recovery) Activate(a Activation) *Lane {
 	l.tail, l.issued, l.settled, l.chained = r.Stamp.LSN, l.position, l.position, l.position.life
 	l.ckpt.since = r.Bytes // none after a copy: its commit holds everything
 	l.exec, l.window, l.marks, l.memory, l.generation = a.Executor, a.Window, a.Marks, a.Memory, a.Marks.Generation
-	l.incomplete, l.ckpt.incomplete = r.Incomplete, r.Incomplete
+	l.incomplete, l.returned, l.ckpt.incomplete = r.Incomplete, r.Incomplete, r.Incomplete
 	l.blocks.lacksAll, l.blocks.lacking = r.Incomplete, nil
 	last := a.Window.Last()
 	l.batched, l.planned, l.written, l.durable, l.want = last, last, last, last, last

@@ -88,6 +88,9 @@ type Recovery struct {
 	// been copied since and not served. What it had made durable before was in both
 	// of them then.
 	Fed bool
+	// Filled: it was fed, and became complete while its peers served. It may have been
+	// served since; until then what holds of Fed holds of it.
+	Filled bool
 	// Damage is nil, or why the log ends before what is known to be durable.
 	Damage error
 	// Known is, by slot, what this lane's descriptors know durable there.
@@ -183,7 +186,7 @@ func (r *Recovery) loadCheckpoint() error {
 		if record, err = decodeLaneRecord(values[0]); err != nil {
 			return err
 		}
-		r.Stamp, r.Incomplete, r.Fed, l.position = record.stamp, record.incomplete, record.fed, record.position
+		r.Stamp, r.Incomplete, r.Fed, r.Filled, l.position = record.stamp, record.incomplete, record.fed, record.filled, record.position
 		// What follows in the log was fed, and the log does not say what had been copied.
 		l.blocks.lacksAll, l.blocks.unsure = record.incomplete, record.unsure
 	}

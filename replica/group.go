@@ -292,6 +292,9 @@ func (g *Group) recoverSlot(i int, s *Slot) error {
 		if g.Lanes[shard][i], err = journal.Recover(cfg, s, headers); err != nil {
 			return err
 		}
+		// A slot that is being filled has not been served since, whatever is done to it.
+		r := g.Lanes[shard][i]
+		r.Fed = r.Fed || r.Filled && s.blank()
 	}
 	s.headers = headers
 	return nil

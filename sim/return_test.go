@@ -219,3 +219,44 @@ func TestReturnWithLostBlocks(t *testing.T) {
 		t.Error("no block was lost")
 	}
 }
+
+// TestFilledBearsWitness: a slot that has lost everything has got it again, in one
+// shard or in all, and takes no part yet when the power fails and one of its peers is
+// lost. The other has everything, and the slot says so: the volume opens.
+func TestFilledBearsWitness(t *testing.T) {
+	scenario(t, 20, func(w *world) {
+		w.prepare()
+		w.srv.close()
+		w.crash(false)
+		w.blank(1)
+		w.startLife()
+		if err := w.open(1); err != nil {
+			w.fail("%v", err)
+		}
+		w.opened()
+		for w.srv.back == nil {
+			w.srv.bringBack(1)
+		}
+		for w.lacking(1) && w.proceed() {
+		}
+		for range w.rng.IntN(60) { // some of its lanes are complete then, or it takes part
+			if !w.srv.back.ended {
+				w.proceed()
+			}
+		}
+		w.crash(true)
+		w.blank(2 * w.rng.IntN(2))
+		w.reopen()
+	})
+}
+
+// lacking reports whether the slot is still to be given something in some shard.
+func (w *world) lacking(slot int) (lacking bool) {
+	for _, sh := range w.srv.shards {
+		sh.Inspect(func(v *shard.View) {
+			l, ok := v.Lane(slot)
+			lacking = lacking || !ok || !l.Fed || l.Missed > 0
+		})
+	}
+	return lacking
+}
