@@ -22,7 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // noDeadline takes a deadline back.
 var noDeadline time.Time
 
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // start serves a backend on a unix socket until the test ends, and then checks
 // that no buffer was lost.

@@ -69,7 +69,7 @@ func TestMemoryBudget(t *testing.T) {
 // when the other has waited for long, and not before.
 func TestHoarder(t *testing.T) {
 	const long = 32 << 20
-	s, path := start(t, newFake(64<<20), nbd.Options{MaxConns: 4, MemoryBytes: nbd.MinMemoryBytes(4), ReplyTimeout: 200 * time.Millisecond})
+	s, path := start(t, newFake(64<<20), nbd.Options{MaxConns: 4, MemoryBytes: nbd.MinMemoryBytes(4), ReplyTimeout: time.Second})
 	hoarder := dial(t, path).enter(false)
 	hoarder.request(req{kind: cmdRead, length: long})
 	cut := make(chan int)
