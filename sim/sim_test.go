@@ -63,7 +63,7 @@ func TestSim(t *testing.T) {
 var mustHappen = []string{
 	"log.append error", "log.append torn", "log.append lost", "log.append misdirect", "log.append flip", "log.sync error",
 	"segment.read error", "segment.read flip", "segment.alloc error", "superblock error", "any error", "any crash",
-	"metadata call fails", "hang", "bursts", "bytes flipped", "slots blanked", "slots dropped", "slots set aside",
+	"metadata call fails", "hang", "bursts", "bytes flipped", "slots blanked", "slots dropped", "slots replaced",
 	"slots returned", "returns that failed", "pieces of returns", "pieces copied", "trouble after a return",
 	"kills", "power cuts", "clean closes", "killed inside a step", "killed while adopting", "killed while opening", "open failed", "opened with two slots",
 	"records that outlived a kill", "segments recycled", "pieces cleaned", "blocks written in part", "arena full", "requests refused: stopped",
