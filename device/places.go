@@ -174,7 +174,7 @@ func (d *Device) locate() (*layout, error) {
 		}
 	case super != nil:
 		l.place(o, super.Places)
-		l.geometry = geometryOf(super)
+		l.geometry = replica.GeometryOf(super)
 	case unreadable != nil: // there may be a volume: none is made over it
 		return nil, unreadable
 	default:
@@ -257,13 +257,6 @@ func firstSuperblock(l *layout) (best *journal.Superblock, unreadable error) {
 		}
 	}
 	return best, unreadable
-}
-
-func geometryOf(super *journal.Superblock) replica.Geometry {
-	return replica.Geometry{
-		Volume: super.Volume, Name: super.Name, SizeBytes: super.SizeBytes, Replicas: int(super.Replicas),
-		Shards: int(super.Shards), SegmentBlocks: super.SegmentBlocks,
-	}
 }
 
 // inspectSlot returns the superblock in a directory, nil when there is none and

@@ -13,9 +13,10 @@ import (
 var ErrFenced = errors.New("another generation was promised")
 
 // Geometry returns what the superblock says of the volume.
-func (s *Slot) Geometry() Geometry { return geometryOf(&s.super) }
+func (s *Slot) Geometry() Geometry { return GeometryOf(&s.super) }
 
-func geometryOf(super *journal.Superblock) Geometry {
+// GeometryOf returns what a superblock says of its volume.
+func GeometryOf(super *journal.Superblock) Geometry {
 	return Geometry{
 		Volume: super.Volume, Name: super.Name, SizeBytes: super.SizeBytes, Replicas: int(super.Replicas),
 		Shards: int(super.Shards), SegmentBlocks: super.SegmentBlocks,
